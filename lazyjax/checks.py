@@ -1,0 +1,130 @@
+"""Checks of arguments, made before any work: the argument, the rule, what came, the cure.
+
+Shapes and dtypes are checked under `jit` too; values only where they are known.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyjax.types import ModelFunction, Params
+
+
+def is_known(value: Any) -> bool:
+    """Tell whether every leaf is a concrete value, not a tracer."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """Require a name from a table; the error offers the near ones."""
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.5)
+        cure = f"Did you mean {' or '.join(near)}?" if near else "Use one of these."
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}. {cure}")
+
+
+def positive(name: str, value: Any, cure: str = "Use a value above 0.") -> None:
+    """Require a finite number above 0."""
+    if is_known(value) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+        raise ValueError(f"`{name}` must be positive and finite, got {value}. {cure}")
+
+
+def not_negative(name: str, value: Any, cure: str = "Use 0 or more.") -> None:
+    """Require a finite number of 0 or more."""
+    if is_known(value) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) >= 0)):
+        raise ValueError(f"`{name}` must be 0 or more, and finite, got {value}. {cure}")
+
+
+def whole(name: str, value: Any, *, least: int, cure: str = "") -> None:
+    """Require a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(
+            f"`{name}` must be a whole number, got {value!r}. Use an int of {least} or more."
+        )
+    if value < least:
+        raise ValueError(
+            f"`{name}` must be at least {least}, got {value}. {cure or f'Use {least} or more.'}"
+        )
+
+
+def floating(name: str, tree: Any) -> None:
+    """Require arrays of floats in every leaf."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            where = f"`{name}`{jax.tree_util.keystr(path)}"
+            raise TypeError(
+                f"{where} must hold floats, got {jnp.result_type(leaf)}. "
+                f"Convert it: jnp.asarray({name}, jnp.float32)."
+            )
+
+
+def finite(name: str, tree: Any) -> None:
+    """Require that no value is NaN or infinite."""
+    for leaf in jax.tree.leaves(tree):
+        if not is_known(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        bad = int(np.size(leaf)) - int(jnp.sum(jnp.isfinite(leaf)))
+        if bad:
+            raise ValueError(
+                f"`{name}` must be finite, got {bad} values that are NaN or infinite. "
+                "Drop those examples or mend them."
+            )
+
+
+def same_tree(name: str, tree: Any, like: Any, like_name: str) -> None:
+    """Require the structure, and in each leaf the shape, of another tree."""
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(
+            f"`{name}` must have the structure of `{like_name}`, {jax.tree.structure(like)}, "
+            f"got {jax.tree.structure(tree)}. Pass parameters of the same model."
+        )
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(like), strict=True
+    ):
+        if np.shape(leaf) != np.shape(other):
+            raise ValueError(
+                f"`{name}`{jax.tree_util.keystr(path)} must have shape {np.shape(other)}, as in "
+                f"`{like_name}`, got {np.shape(leaf)}. Pass parameters of the same model."
+            )
+
+
+def batch(name: str, x: Any) -> int:
+    """Require a batch on axis 0, the same in every leaf; give its size."""
+    sizes = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in jax.tree.leaves(x)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            f"`{name}` must have the batch on axis 0 of every leaf, got shapes "
+            f"{[np.shape(leaf) for leaf in jax.tree.leaves(x)]}. Use x[None] for one example."
+        )
+    size = sizes.pop()
+    if size == 0:
+        raise ValueError(f"`{name}` must hold at least one example, got 0. Pass a larger batch.")
+    assert size is not None
+    return size
+
+
+def targets(f: ModelFunction, params: Params, x: Any, y: Any) -> None:
+    """Require that `y` has the shape of `f(params, x)`."""
+    try:
+        out = jax.eval_shape(f, params, x)
+    except Exception as error:
+        raise ValueError(
+            "`params` and `x` must fit the model: f(params, x) failed for x of shape "
+            f"{[np.shape(leaf) for leaf in jax.tree.leaves(x)]}. Pass parameters and inputs of the "
+            f"same model. It said: {error}"
+        ) from error
+    if jax.tree.structure(out) != jax.tree.structure(y):
+        raise ValueError(
+            f"`y` must have the structure of f(params, x), {jax.tree.structure(out)}, "
+            f"got {jax.tree.structure(y)}. Pass one target for each output."
+        )
+    for want, got in zip(jax.tree.leaves(out), jax.tree.leaves(y), strict=True):
+        if want.shape != np.shape(got):
+            column = want.shape == (*np.shape(got), 1)
+            cure = "Use y[:, None]." if column else "Pass targets of the shape of f(params, x)."
+            raise ValueError(f"`y` must have shape {want.shape}, got {np.shape(got)}. {cure}")

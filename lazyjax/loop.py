@@ -1,0 +1,169 @@
+"""The compiled training loop: steps under `lax.scan`, in blocks and chunks, ensembles under `vmap`.
+
+A chunk is a scan over blocks, and a block a scan over steps that does nothing but step and hand out
+its weights. Movements, the check for divergence and the recording are computed on the weights of a
+whole block at once. That is what makes a step of a small network cost its own operations and little
+else.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from lazyjax.data import batch_indices
+
+from lazyjax import checks
+from lazyjax.types import Dataset, Loss, ModelFunction, Params
+
+NEVER = np.iinfo(np.int32).max  # `diverged_at` of a run that has not
+
+
+class Plan(NamedTuple):
+    """What is static in the compiled chunk: sizes, and what has a member axis."""
+
+    block: int  # steps of a block
+    blocks: int  # blocks of a chunk
+    capacity: int  # grid points of a chunk, at most
+    batch_size: int | None  # None: full batch
+    members: int | None  # None: one run
+    data_axis: int | None
+
+    @property
+    def chunk(self) -> int:
+        return self.block * self.blocks
+
+
+class State(NamedTuple):
+    """What a chunk hands to the next."""
+
+    params: Params
+    optimizer_state: Any
+    last_finite: Params
+    diverged_at: jax.Array  # NEVER until it does
+
+
+class Records(NamedTuple):
+    """What a chunk leaves behind, rows over its steps (or its grid points, for `params`)."""
+
+    loss: Any
+    squared_movement: Any  # a column a leaf
+    params: Any
+
+
+def objective(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> jax.Array:
+    return jnp.mean(loss(f(params, data.x), data.y))
+
+
+def _run_chunk(
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    f: ModelFunction,
+    loss: Loss,
+    params0: Params,
+    data: Dataset,
+    key: jax.Array | None,
+    state: State,
+    start: jax.Array,
+    bounds: jax.Array,
+    grid: jax.Array,
+) -> tuple[State, Records]:
+    """Run the steps `start` .. `start + plan.chunk - 1`.
+
+    `grid` (capacity,) holds the steps to record, counted from `start`, and `bounds` (blocks + 1,)
+    where in it the points of each block begin.
+    """
+    leaves0 = jax.tree.leaves(params0)
+    n = checks.batch("x", data.x)
+
+    def step(carry: Any, indices: Any) -> Any:
+        params, optimizer_state = carry
+        batch = data if indices is None else jax.tree.map(lambda a: a[indices], data)
+        value, gradient = jax.value_and_grad(partial(objective, f, loss))(params, batch)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), (value, params)
+
+    def block(carry: Any, xs: Any) -> Any:
+        state, recorded = carry
+        number, first, last = xs
+        begin = start + number * plan.block
+        indices = None
+        if plan.batch_size is not None:
+            indices = batch_indices(key, begin, n=n, batch_size=plan.batch_size, steps=plan.block)
+        (params, optimizer_state), (value, rows) = jax.lax.scan(
+            step, (state.params, state.optimizer_state), indices, length=plan.block
+        )
+
+        squared, finite = [], jnp.isfinite(value)
+        for row, w0 in zip(jax.tree.leaves(rows), leaves0, strict=True):
+            axes = tuple(range(1, row.ndim))
+            squared.append(jnp.sum(jnp.square(row - w0), axes))
+            finite &= jnp.all(jnp.isfinite(row), axes)
+        here = jnp.where(jnp.all(finite), NEVER, begin + jnp.argmin(finite).astype(jnp.int32))
+        diverged_at = jnp.minimum(state.diverged_at, here)
+
+        def at(offset: jax.Array) -> Params:  # the weights of a row, or the last finite ones
+            offset = jnp.minimum(offset, diverged_at - 1 - begin)
+            return jax.tree.map(
+                lambda row, w: jnp.where(offset < 0, w, row[jnp.maximum(offset, 0)]),
+                rows,
+                state.last_finite,
+            )
+
+        def record(slot: jax.Array, recorded: Params) -> Params:
+            w = at(grid[slot] - number * plan.block)
+            return jax.tree.map(lambda r, wi: r.at[slot].set(wi), recorded, w)
+
+        recorded = jax.lax.fori_loop(first, last, record, recorded)
+        last_finite = at(jnp.asarray(plan.block - 1, jnp.int32))
+        state = State(params, optimizer_state, last_finite, diverged_at)
+        return (state, recorded), (value, jnp.stack(squared, -1))
+
+    recorded = jax.tree.map(lambda w: jnp.zeros((plan.capacity, *w.shape), w.dtype), params0)
+    numbers = jnp.arange(plan.blocks, dtype=jnp.int32)
+    (state, recorded), (value, squared) = jax.lax.scan(
+        block, (state, recorded), (numbers, bounds[:-1], bounds[1:])
+    )
+    value, squared = value.reshape(-1), squared.reshape(-1, len(leaves0))
+    return state, Records(value, squared, recorded)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnames=("state",))
+def run_chunk(
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    f: ModelFunction,
+    loss: Loss,
+    params0: Params,
+    data: Dataset,
+    key: jax.Array | None,
+    state: State,
+    *where: jax.Array,
+) -> tuple[State, Records]:
+    run = partial(_run_chunk, optimizer, plan)
+    if plan.members is not None:
+        axes = (0, 0, 0, plan.data_axis, 0, 0, None, None, None)
+        run = jax.vmap(run, in_axes=axes, axis_size=plan.members)
+    return run(f, loss, params0, data, key, state, *where)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def start(optimizer: optax.GradientTransformation, members: int | None, params: Params) -> State:
+    """Give the state at w0, with fresh buffers: the chunk consumes its state."""
+
+    def one(params: Params) -> State:
+        copied = jax.tree.map(jnp.copy, params)
+        never = jnp.asarray(NEVER, jnp.int32)
+        return State(params, optimizer.init(params), copied, never)
+
+    return (one if members is None else jax.vmap(one))(params)
+
+
+@partial(jax.jit, static_argnums=0)
+def data_loss(plan: Plan, f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> jax.Array:
+    """Compute the loss on all data."""
+    if plan.members is None:
+        return objective(f, loss, params, data)
+    return jax.vmap(objective, (0, 0, 0, plan.data_axis))(f, loss, params, data)

@@ -1,0 +1,296 @@
+"""Training: any Optax optimiser and loss, one run or an ensemble of them."""
+
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+from lazyjax.data import check_dataset
+
+from lazyjax import checks, loop
+from lazyjax.runs import log_grid, progress, run
+from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
+
+__all__ = ["log_grid", "progress", "scale_loss", "train", "train_ensemble"]
+
+
+def _over_alpha_squared(loss: Loss, alpha: jax.Array, prediction: Any, y: Any) -> jax.Array:
+    value = loss(prediction, y)
+    return value / jnp.square(jnp.asarray(alpha, value.dtype))
+
+
+def scale_loss(loss: Loss, alpha: jax.Array | float) -> Partial:
+    """Divide a loss by alpha^2, the companion of `lazyjax.tangent.scale`.
+
+    Parameters
+    ----------
+    loss : callable
+        `loss(prediction, y)`, an Optax loss.
+    alpha : float
+        The output scale, above 0.
+
+    Returns
+    -------
+    jax.tree_util.Partial
+        A loss; alpha is its leaf.
+
+    Raises
+    ------
+    ValueError
+        If `alpha` is not positive and finite.
+
+    References
+    ----------
+    Chizat, Oyallon, Bach 2019, equation 2.
+    """
+    checks.positive("alpha", alpha)
+    return Partial(_over_alpha_squared, _as_partial(loss), alpha)
+
+
+def _innermost(loss: Loss) -> Loss:
+    while isinstance(loss, Partial):
+        loss = loss.args[0] if loss.func is _over_alpha_squared else loss.func
+    return loss
+
+
+def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
+    """Check what one member is trained on; shapes only, so under `jax.vmap` too."""
+    squared = _innermost(loss) in (optax.losses.squared_error, optax.losses.l2_loss)
+    if squared:
+        checks.floating("data.y", data.y)
+    if all(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(data.y)):
+        checks.targets(f, params, data.x, data.y)
+    value = jax.eval_shape(partial(loop.objective, f, loss), params, data)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"`loss` must give floats, got {value.dtype}. Pass a loss(prediction, y) of Optax."
+        )
+
+
+def _prepare(
+    f: ModelFunction, params: Params, data: Dataset, loss: Loss, settings: dict[str, Any]
+) -> tuple[Partial, Params, Dataset, Partial]:
+    """Check what does not depend on the members, and make arrays of what came."""
+    for name in ("steps", "batch_size", "chunk_steps"):
+        if settings[name] is not None:
+            checks.whole(name, settings[name], least=1)
+    if settings["steps"] >= 2**31 - 2**20:
+        raise ValueError(
+            f"`steps` must be below 2^31, got {settings['steps']}. Train in several runs."
+        )
+    for name, function in (("f", f), ("loss", loss)):
+        if not callable(function):
+            raise TypeError(
+                f"`{name}` must be callable, got {type(function).__name__}. Pass a function."
+            )
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise TypeError(
+            f"`data` must be Dataset(x, y), got {type(data).__name__}. Use Dataset(x, y)."
+        )
+    checks.floating("params", params)
+    checks.finite("params", params)
+    params, data = jax.tree.map(jnp.asarray, (params, Dataset(*data)))
+    return _as_partial(f), params, data, _as_partial(loss)
+
+
+def _as_partial(function: Callable[..., Any]) -> Partial:
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def train(
+    f: ModelFunction,
+    params: Params,
+    data: Dataset,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    loss: Loss = optax.losses.squared_error,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+    record: int | np.ndarray | None = None,
+    chunk_steps: int | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    label: str | None = None,
+) -> History:
+    """Train a model from `params`, and keep its history.
+
+    w[t + 1] = w[t] + update(grad of mean(loss(f(w[t], x), y)))
+
+    Parameters
+    ----------
+    f : ModelFunction
+        A network or its tangent model.
+    params : pytree of floats
+        w0.
+    data : Dataset
+        `x (N, ...)` and `y`, of the shape of `f(params, x)` unless the loss wants labels.
+    optimizer : optax.GradientTransformation
+        Any of Optax. Learning rates are for the mean loss.
+    steps : int
+        How many steps, 1 or more.
+    loss : callable
+        `loss(prediction, y)` of Optax; its mean over all elements is trained. By default the
+        squared error, without 1/2.
+    key : key, optional
+        For mini-batches.
+    batch_size : int, optional
+        Examples a step; every example is visited once per epoch. None or N and more: full batch.
+    record : int or array of int, optional
+        The steps at which parameters are kept: an array, or a number of log-spaced points (100 by
+        default). 0 and `steps` are always among them.
+    chunk_steps : int, optional
+        Steps between two reports, at most. By default 5000, fewer for large models.
+    checkpoint : path, optional
+        A file that is rewritten after each chunk. If it is there and of this very run, the run goes
+        on from it, to the same bits.
+    label : str, optional
+        What `progress` is told.
+
+    Returns
+    -------
+    History
+        On the host. See its attributes.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind: parameters or targets that are no floats, a function
+        that cannot be called, a setting that is no whole number.
+    ValueError
+        If shapes do not fit, a value is NaN or infinite, a setting is below 1, mini-batches have no
+        key, or the checkpoint is broken or of another run.
+
+    Warns
+    -----
+    UserWarning
+        If the run diverges (`diverged_at` says when), and if the weights move so little that
+        rounding takes over.
+
+    Notes
+    -----
+    The first call compiles; calls that differ only in numbers do not compile again. A model that
+    `linearize` and its like return passes its arrays as arguments.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> data = Dataset(jnp.ones((4, 1)), jnp.ones((4, 1)))
+    >>> history = train(lambda w, x: w * x, jnp.zeros(()) , data, optax.sgd(0.25), steps=2)
+    >>> history.loss.tolist()
+    [1.0, 0.25, 0.0625]
+    """
+    settings = {"steps": steps, "batch_size": batch_size, "chunk_steps": chunk_steps}
+    f, params, data, loss = _prepare(f, params, data, loss, settings)
+    check_dataset(data)
+    _check_member(f, loss, params, data)
+    return run(
+        f,
+        params,
+        data,
+        optimizer,
+        loss=loss,
+        key=key,
+        record=record,
+        checkpoint=checkpoint,
+        label=label,
+        **settings,
+    )
+
+
+def train_ensemble(
+    f: ModelFunction,
+    params: Params,
+    data: Dataset,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    loss: Loss = optax.losses.squared_error,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+    record: int | np.ndarray | None = None,
+    chunk_steps: int | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    label: str | None = None,
+    data_axis: int | None = None,
+) -> History:
+    """Train many members at once: seeds, anchors, output scales, data sets.
+
+    Parameters
+    ----------
+    f : ModelFunction
+        One for all, or a transform made under `jax.vmap`, one a member: every array that it holds
+        has the members on axis 0.
+    params : pytree of floats
+        w0 of all members, on axis 0 of every leaf.
+    data : Dataset
+        The data of all members, or, with `data_axis=0`, one set a member.
+    loss : callable
+        As in `train`; every array that it holds has the members on axis 0.
+    data_axis : None or 0
+        Whether the data have the members on axis 0.
+    optimizer, steps, key, batch_size, record, chunk_steps, checkpoint, label
+        As in `train`. Each member draws its own mini-batches.
+
+    Returns
+    -------
+    History
+        Every array but `steps` has the members on axis 0. A member that diverges is frozen and
+        marked in `diverged_at`; the others go on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `train`; ValueError also if leaves differ in the number of members.
+
+    Warns
+    -----
+    UserWarning
+        As `train`, once for the ensemble.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> data = Dataset(jnp.ones((4, 1)), jnp.ones((4, 1)))
+    >>> w = jnp.array([0.0, 2.0])
+    >>> train_ensemble(lambda w, x: w * x, w, data, optax.sgd(0.25), steps=2).loss.tolist()
+    [[1.0, 0.25, 0.0625], [1.0, 0.25, 0.0625]]
+    """
+    settings = {"steps": steps, "batch_size": batch_size, "chunk_steps": chunk_steps}
+    f, params, data, loss = _prepare(f, params, data, loss, settings)
+    if data_axis not in (None, 0):
+        raise ValueError(f"`data_axis` must be None or 0, got {data_axis}. Put the members first.")
+    held = (f, loss, params) if data_axis is None else (f, loss, params, data)
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(held)]
+    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
+        raise ValueError(
+            f"`params`, and all that `f` and `loss` hold, must have the members on axis 0, got "
+            f"shapes {shapes}. Make them under jax.vmap."
+        )
+    one = Dataset(*data) if data_axis is None else jax.tree.map(lambda a: a[0], data)
+    check_dataset(one)
+    checks.finite("data", data)
+    jax.eval_shape(
+        jax.vmap(lambda f, loss, w: _check_member(f, loss, w, one), axis_size=shapes[0][0]),
+        f,
+        loss,
+        params,
+    )
+    return run(
+        f,
+        params,
+        data,
+        optimizer,
+        loss=loss,
+        key=key,
+        record=record,
+        checkpoint=checkpoint,
+        label=label,
+        members=shapes[0][0],
+        data_axis=data_axis,
+        **settings,
+    )
