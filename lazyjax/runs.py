@@ -30,7 +30,7 @@ _BLOCK_STEPS = 64  # enough to spread what a block costs over its steps
 _BLOCK_NUMBERS = 2**20  # weights of a block, at most: they stay in the cache
 _CHUNK_STEPS = 5000
 _CHUNK_NUMBERS = 2**26  # weights stepped over in a chunk: large models report after few steps
-_ROUNDING = 1e3  # a movement of fewer eps than this has lost three digits or more
+_ROUNDING = 50  # eps sqrt(steps) this many times: where rounding costs a movement one percent
 
 _listener: ContextVar[Callable[[int, int, str | None], None] | None] = ContextVar(
     "lazyjax_training_progress", default=None
@@ -199,7 +199,7 @@ def _warn_of_rounding(f: ModelFunction, params: Params, history: History) -> Non
     """Warn where the weights moved by so little that rounding has eaten into the movement."""
     eps = min(float(jnp.finfo(w.dtype).eps) for w in jax.tree.leaves(params))
     peak = np.nanmax(np.atleast_2d(history.weight_movement), axis=1)
-    limit = _ROUNDING * eps
+    limit = _ROUNDING * eps * np.sqrt(history.steps[-1])
     lost = (peak < limit) & (peak > 0)
     if not np.any(lost):
         return
@@ -208,11 +208,12 @@ def _warn_of_rounding(f: ModelFunction, params: Params, history: History) -> Non
     point = ""
     if alpha is not None:
         # the movement of a lazy model is proportional to 1 / alpha
-        reach = np.max(np.broadcast_to(np.asarray(alpha, float), peak.shape) * peak / limit)
-        point = f" For this model that is beyond alpha = {reach:.1e}."
+        reach = (np.broadcast_to(np.asarray(alpha, float), peak.shape) * peak / limit)[lost]
+        point = f", which this model reaches at alpha = {np.min(reach):.1e}"
     warnings.warn(
-        f"the weights moved by {worst:.1e} of their norm, and rounding ({eps:.1e}) takes over "
-        f"below a movement of {limit:.1e}.{point} Train in float64: "
+        f"the weights moved by {worst:.1e} of their norm. Over {history.steps[-1]} steps rounding "
+        f"(eps {eps:.1e}) takes over, at more than about 1 % of the outputs' change, below a "
+        f"movement of {limit:.1e}{point}. Train in float64: "
         "jax.config.update('jax_enable_x64', True), and make parameters and data anew.",
         UserWarning,
         stacklevel=4,

@@ -1,0 +1,371 @@
+"""The figures that experiments share: a network, its tangent model and the closed form together.
+
+The line tells the model (network solid, tangent model dashed, closed form dotted) and the colour
+tells the member (a width, an alpha). Where the members are seeds, nobody asks which: then the
+colour tells the model too. The arrays are those of a comparison, members on axis 0.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+Arrays = Mapping[str, np.ndarray]
+
+MODELS = {  # name: label, line style, colour where the members are seeds
+    "network": ("network", "-", "#0072B2"),
+    "tangent": ("tangent model", "--", "#D55E00"),
+    "closed": ("closed form", ":", "black"),
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black", "#8C564B")
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw in the style of lazyjax inside the `with` block."""
+    with plt.style.context(str(Path(__file__).parent / "lazyjax.mplstyle")):
+        yield
+
+
+def _colour(labels: Sequence[str] | None, index: int, model: str) -> str:
+    return MODELS[model][2] if labels is None else COLOURS[index % len(COLOURS)]
+
+
+def _members(arrays: Arrays) -> int:
+    return len(arrays["network_loss"])
+
+
+def _alpha(labels: Sequence[str] | None, arrays: Arrays) -> float:
+    return 1.0 if labels is not None or _members(arrays) == 1 else 0.45
+
+
+def _legend(
+    ax: Axes, labels: Sequence[str] | None, models: Sequence[str], **options: object
+) -> None:
+    """Explain lines by model and colours by member, each once."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            linestyle=MODELS[m][1],
+            color=MODELS[m][2] if labels is None else "0.3",
+            label=MODELS[m][0],
+        )
+        for m in models
+    ]
+    handles += [
+        Line2D([], [], color=_colour(labels, i, "network"), linewidth=3, label=label)
+        for i, label in enumerate(labels or ())
+    ]
+    ax.legend(handles=handles, **options)
+
+
+def data(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw the training points as crosses."""
+    ax.plot(x[:, 0], y[:, 0], "x", color="black", markersize=6, label="data", zorder=5)
+
+
+def target(ax: Axes, grid_x: np.ndarray, values: np.ndarray) -> None:
+    """Draw the target function, dashed and grey."""
+    ax.plot(grid_x[:, 0], values.reshape(-1), "--", color="0.6", linewidth=1.2, label="target")
+
+
+def _shared_range(axes: Sequence[Axes], values: Sequence[np.ndarray]) -> None:
+    """Set one vertical range, wide enough for what is finite, not for what has blown up."""
+    finite = np.concatenate([v[np.isfinite(v)] for v in values])
+    low, high = np.percentile(finite, [0.5, 99.5])
+    margin = 0.12 * (high - low) or 0.1
+    for ax in axes:
+        ax.set_ylim(low - margin, high + margin)
+
+
+def functions(
+    arrays: Arrays, labels: Sequence[str] | None = None, *, target_values: np.ndarray | None = None
+) -> Figure:
+    """Draw the functions at the start, and the networks and the tangent models after training.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Those of a comparison.
+    labels : sequence of str, optional
+        One a member; none where the members are seeds.
+    target_values : (M,) or (M, 1), optional
+        The target on the grid.
+
+    Returns
+    -------
+    Figure
+        Three panels: before training, networks after it, tangent models and closed form after it.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), sharey=True)
+    grid = arrays["grid_x"][:, 0]
+    panels = (
+        ("before training", (("network", 0),)),
+        ("networks after training", (("network", -1),)),
+        ("tangent models after training", (("tangent", -1), ("closed", -1))),
+    )
+    drawn = [arrays["y"]]
+    for ax, (title, curves) in zip(axes, panels, strict=True):
+        if target_values is not None:
+            target(ax, arrays["grid_x"], np.asarray(target_values))
+        for model, when in curves:
+            for i in range(_members(arrays)):
+                values = arrays[f"{model}_grid"][i, when, :, 0]
+                drawn.append(values)
+                ax.plot(
+                    grid,
+                    values,
+                    MODELS[model][1],
+                    color="black" if model == "closed" else _colour(labels, i, model),
+                    alpha=_alpha(labels, arrays),
+                    zorder=4 if model == "closed" else 3,
+                )
+        data(ax, arrays["x"], arrays["y"])
+        ax.set(title=title, xlabel="x")
+    _shared_range(axes, drawn)
+    axes[0].set_ylabel("f(w, x)")
+    handles = [
+        Line2D([], [], marker="x", linestyle="", color="black", label="data"),
+        Line2D([], [], linestyle="--", color="0.6", label="target"),
+    ]
+    if labels is not None:
+        handles += [
+            Line2D([], [], color=_colour(labels, i, "network"), label=label)
+            for i, label in enumerate(labels)
+        ]
+    axes[0].legend(handles=handles)
+    if labels is None:
+        _legend(axes[1], None, ["network"])
+    _legend(axes[2], None if labels is None else [], ["tangent", "closed"])
+    return figure
+
+
+def training(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
+    """Draw losses, weight movements and gaps of networks, tangent models and closed form.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Those of a comparison.
+    labels : sequence of str, optional
+        One a member; none where the members are seeds.
+
+    Returns
+    -------
+    Figure
+        Three panels against the step: loss, relative weight movement, gap between network and
+        tangent model.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9))
+    shade = _alpha(labels, arrays)
+    at, grid = 1 + arrays["curve_steps"], 1 + arrays["steps"]
+    for ax, quantity in zip(axes, ("loss", "movement"), strict=False):
+        for i in range(_members(arrays)):
+            for model in MODELS:
+                where = grid if model == "closed" else at
+                ax.plot(
+                    where,
+                    arrays[f"{model}_{quantity}"][i],
+                    MODELS[model][1],
+                    color=_colour(labels, i, model),
+                    alpha=shade,
+                    linewidth=2.4 if model == "closed" else 1.6,
+                )
+        ax.set(xscale="log", yscale="log", xlabel="1 + step")
+    axes[0].set(title="training loss", ylabel="loss")
+    axes[1].set(title="movement of all weights", ylabel=r"$\|w - w_0\| \,/\, \|w_0\|$")
+    largest = np.nanmax(arrays["network_movement"])
+    if np.isfinite(largest) and largest > 0:
+        axes[1].set_ylim(largest * 1e-4, largest * 3)
+    _legend(axes[0], labels, list(MODELS))
+    gaps = {"gap_train": ("training points", "-"), "gap_grid": ("grid", "-.")}
+    for i in range(_members(arrays)):
+        for name, (_, line) in gaps.items():
+            colour = "#0072B2" if name == "gap_train" else "#009E73"
+            axes[2].plot(
+                grid[1:],
+                arrays[name][i, 1:],
+                line,
+                color=colour if labels is None else _colour(labels, i, "network"),
+                alpha=shade,
+            )
+    handles = [
+        Line2D(
+            [],
+            [],
+            linestyle=line,
+            color="0.3" if labels else ("#0072B2" if name == "gap_train" else "#009E73"),
+            label=label,
+        )
+        for name, (label, line) in gaps.items()
+    ]
+    axes[2].legend(handles=handles)
+    axes[2].set(
+        xscale="log",
+        yscale="log",
+        xlabel="1 + step",
+        ylabel="rms difference of outputs",
+        title="gap between network and tangent model",
+    )
+    return figure
+
+
+def layers(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
+    """Draw the relative movement of each leaf, network and tangent model.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Those of a comparison.
+    labels : sequence of str, optional
+        One a member and a panel each; without them one panel with the median over the seeds and
+        the range between the quartiles.
+
+    Returns
+    -------
+    Figure
+        Colour tells the leaf, line the model.
+    """
+    prefix = "network_layer/"
+    leaves = [name.removeprefix(prefix) for name in arrays if name.startswith(prefix)]
+    panels = 1 if labels is None else len(labels)
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(3.6 * columns + 2.6, 3.3 * rows + 0.3),
+        sharey=True,
+        squeeze=False,
+    )
+    palette = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(leaves)))
+    if len(leaves) <= len(COLOURS):
+        palette = list(COLOURS[: len(leaves)])
+    at = 1 + arrays["curve_steps"]
+    largest = 0.0
+    for panel, ax in enumerate(axes.flat):
+        if panel >= panels:
+            ax.set_visible(False)
+            continue
+        for colour, leaf in zip(palette, leaves, strict=True):
+            for model in ("network", "tangent"):
+                curves = arrays[f"{model}_layer/{leaf}"]
+                curve = np.median(curves, axis=0) if labels is None else curves[panel]
+                ax.plot(at, curve, MODELS[model][1], color=colour, linewidth=1.4)
+                if labels is None and len(curves) > 1 and model == "network":
+                    low, high = np.percentile(curves, [25, 75], axis=0)
+                    ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+                finite = curve[np.isfinite(curve)]
+                largest = max(largest, float(finite.max(initial=0.0)))
+        ax.set(xscale="log", yscale="log", xlabel="1 + step")
+        if labels is not None:
+            ax.set_title(labels[panel])
+    if largest > 0:
+        axes.flat[0].set_ylim(largest * 1e-5, largest * 3)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("movement of a layer, relative")
+    handles = [
+        Line2D([], [], color=colour, label=leaf)
+        for colour, leaf in zip(palette, leaves, strict=True)
+    ]
+    handles += [
+        Line2D([], [], linestyle=MODELS[m][1], color="0.3", label=MODELS[m][0])
+        for m in ("network", "tangent")
+    ]
+    figure.legend(handles=handles, loc="outside right center")
+    if labels is None and _members(arrays) > 1:
+        axes[0, 0].set_title(f"median and quartiles over {_members(arrays)} seeds")
+    return figure
+
+
+def kernels(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
+    """Draw the empirical NTK before and after training, and how far it moved on the way.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Those of a comparison.
+    labels : sequence of str, optional
+        One a member; without them the heat maps are those of the first seed.
+
+    Returns
+    -------
+    Figure
+        A row a member: before, after, difference (of one colour scale a row), and in the last panel
+        the relative change of the kernel of every member against the step.
+    """
+    shown = 1 if labels is None else len(labels)
+    figure = plt.figure(figsize=(13, 2.9 * shown + 0.4))
+    grid = figure.add_gridspec(shown, 4, width_ratios=(1, 1, 1, 1.5))
+    for i in range(shown):
+        before, after = arrays["kernels"][i, 0], arrays["kernels"][i, -1]
+        top = float(max(np.abs(before).max(), np.abs(after).max()))
+        low = float(min(before.min(), after.min(), 0.0))
+        row = ((before, "before"), (after, "after"), (after - before, "after - before"))
+        for j, (kernel, title) in enumerate(row):
+            ax = figure.add_subplot(grid[i, j])
+            reach = float(np.abs(kernel).max()) or 1.0
+            limits = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+            if j < 2:
+                limits = {"cmap": "viridis", "vmin": low, "vmax": top}
+            image = ax.imshow(kernel, **limits)
+            ax.grid(visible=False)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            who = "" if labels is None else f"{labels[i]}, "
+            ax.set_title(f"kernel, {who}{title}")
+            ax.set_xlabel("training points, by x")
+            figure.colorbar(image, ax=ax, shrink=0.85)
+    ax = figure.add_subplot(grid[:, 3])
+    for i in range(_members(arrays)):
+        ax.plot(
+            1 + arrays["kernel_steps"][1:],
+            arrays["kernel_change"][i, 1:],
+            "o-",
+            markersize=3,
+            color=_colour(labels, i, "network"),
+            alpha=_alpha(labels, arrays),
+            label=None if labels is None else labels[i],
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="1 + step",
+        ylabel=r"$\|\Theta - \Theta_0\|_F \,/\, \|\Theta_0\|_F$",
+        title="how far the kernel moved",
+    )
+    if labels is not None:
+        ax.legend()
+    return figure
+
+
+def comparison(
+    arrays: Arrays, labels: Sequence[str] | None = None, *, target_values: np.ndarray | None = None
+) -> dict[str, Figure]:
+    """Draw all figures of a comparison: functions, training, layers, kernels.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Those of a comparison.
+    labels : sequence of str, optional
+        One a member; none where the members are seeds.
+    target_values : (M,) or (M, 1), optional
+        The target on the grid.
+
+    Returns
+    -------
+    dict of Figure
+    """
+    return {
+        "functions": functions(arrays, labels, target_values=target_values),
+        "training": training(arrays, labels),
+        "layers": layers(arrays, labels),
+        "kernels": kernels(arrays, labels),
+    }

@@ -1,0 +1,73 @@
+"""The shape of the house: imports go one way, no private JAX, no global flags."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import lazyjax
+
+ROOT = Path(__file__).parent.parent
+GROUPS = (
+    ("types",),
+    ("checks", "derivatives", "checkpoints"),
+    ("data", "models", "tangent", "kernels", "spectrum"),
+    ("loop",),
+    ("runs",),
+    ("dynamics", "metrics", "training"),
+    ("plots",),
+)
+PLACE = {module: place for place, group in enumerate(GROUPS) for module in group}
+LIBRARY = sorted((ROOT / "lazyjax").rglob("*.py"))
+ALL = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """Give the module, or the folder, right under `lazyjax`."""
+    return path.relative_to(ROOT / "lazyjax").parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "lazyjax":
+                rooms |= {alias.name for alias in node.names}
+            elif node.module.startswith("lazyjax."):
+                rooms.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            rooms |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lazyjax.")}
+    return rooms
+
+
+def test_every_module_has_a_place_and_every_place_a_module():
+    assert {room(path) for path in LIBRARY} - {"__init__"} == set(PLACE)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_leftwards_only(path):
+    here = room(path)
+    if here == "__init__":
+        return
+    for other in imported_rooms(path) - {here}:
+        assert PLACE[other] < PLACE[here], f"{here} imports {other}"
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_imports_private_jax(path):
+    text = path.read_text()
+    assert not re.search(r"jax\._src|jax\.interpreters\.(xla|mlir)", text)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_changes_no_global_flag(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) != "jax.config.update"
+
+
+def test_the_public_list_is_what_can_be_imported():
+    assert sorted(lazyjax.__all__) == list(lazyjax.__all__)
+    for name in lazyjax.__all__:
+        assert hasattr(lazyjax, name)

@@ -1,0 +1,519 @@
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from lazyjax.dynamics import gradient_descent
+
+from lazyjax.checkpoints import load_history, save_history
+from lazyjax.kernels import ntk
+from lazyjax.tangent import center, linearize, scale
+from lazyjax.training import log_grid, progress, scale_loss, train, train_ensemble
+from lazyjax.types import Dataset
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.05),
+    "heavy ball": optax.sgd(0.02, momentum=0.9),
+    "adam": optax.adam(1e-2),
+    "adamw with a schedule": optax.adamw(optax.cosine_decay_schedule(1e-2, 50)),
+    "lbfgs-free chain": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)),
+}
+
+
+def mlp(params, x):
+    h = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    return h @ params["output"]["kernel"]
+
+
+def initial(seed, width=6):
+    a, b = jax.random.split(jax.random.key(seed))
+    return {
+        "hidden": {"kernel": jax.random.normal(a, (1, width)), "bias": jnp.zeros((1, width))},
+        "output": {"kernel": jax.random.normal(b, (width, 1)) / width**0.5},
+    }
+
+
+def stack(*trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@pytest.fixture
+def data():
+    x = jnp.linspace(-1, 1, 12)[:, None]
+    return Dataset(x, jnp.sin(3 * x))
+
+
+def by_hand(f, params, data, optimizer, steps, loss=optax.losses.squared_error, batches=None):
+    """The slow reference: a Python loop; gives losses and all parameters."""
+
+    @jax.jit
+    def step(params, state, x, y):
+        value, gradient = jax.value_and_grad(lambda w: jnp.mean(loss(f(w, x), y)))(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return value, optax.apply_updates(params, updates), state
+
+    state, losses, trajectory = optimizer.init(params), [], []
+    for t in range(steps + 1):
+        batch = data if batches is None else Dataset(data.x[batches[t]], data.y[batches[t]])
+        value, after, state = step(params, state, *batch)
+        losses.append(value)
+        trajectory.append(params)
+        params = after
+    return np.array(losses), stack(*trajectory)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_is_the_plain_loop(name, data):
+    losses, trajectory = by_hand(mlp, initial(0), data, OPTIMIZERS[name], 150)
+    history = train(
+        mlp, initial(0), data, OPTIMIZERS[name], steps=150, record=np.arange(151), chunk_steps=40
+    )
+    assert history.loss.shape == (151,)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-10)
+    for a, b in zip(jax.tree.leaves(history.params), jax.tree.leaves(trajectory), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_the_history_starts_at_w0_and_ends_at_the_last_step(data):
+    history = train(mlp, initial(0), data, optax.sgd(0.05), steps=130)
+    w0 = initial(0)
+    assert history.steps[0] == 0
+    assert history.steps[-1] == 130
+    assert history.loss[0] == pytest.approx(float(jnp.mean((mlp(w0, data.x) - data.y) ** 2)))
+    assert history.weight_movement[0] == 0
+    for a, b in zip(jax.tree.leaves(history.at(0)), jax.tree.leaves(w0), strict=True):
+        np.testing.assert_array_equal(a, b)
+    final = float(jnp.mean((mlp(history.final, data.x) - data.y) ** 2))
+    assert history.loss[-1] == pytest.approx(final, rel=1e-12)
+    np.testing.assert_array_equal(history.data_loss, history.loss[history.steps])
+    assert history.diverged_at is None
+
+
+def test_movements_are_relative_to_the_start_by_layer(data):
+    w0 = initial(0)
+    history = train(mlp, w0, data, optax.sgd(0.05), steps=90, record=np.arange(91))
+
+    def norm(tree):
+        return np.sqrt(sum(np.sum(np.square(w)) for w in jax.tree.leaves(tree)))
+
+    for t in (1, 7, 63, 64, 65, 90):
+        delta = jax.tree.map(lambda a, b: a - b, history.at(t), w0)
+        assert history.weight_movement[t] == pytest.approx(norm(delta) / norm(w0), rel=1e-12)
+        layers = history.layer_movement
+        assert set(layers) == {"hidden/kernel", "hidden/bias", "output/kernel"}
+        own = norm(delta["output"]) / norm(w0["output"])
+        assert layers["output/kernel"][t] == pytest.approx(own, rel=1e-12)
+        borrowed = norm(delta["hidden"]["bias"]) / norm(w0)
+        assert layers["hidden/bias"][t] == pytest.approx(borrowed, rel=1e-12)
+    assert history.relative_to_all == ("hidden/bias",)
+
+
+@pytest.mark.parametrize("chunk_steps", [1, 3, 64, 100, 1000])
+def test_chunks_do_not_change_the_run(chunk_steps, data):
+    whole = train(mlp, initial(0), data, optax.adam(0.01), steps=200)
+    cut = train(mlp, initial(0), data, optax.adam(0.01), steps=200, chunk_steps=chunk_steps)
+    np.testing.assert_allclose(cut.loss, whole.loss, rtol=1e-10)
+    np.testing.assert_array_equal(cut.steps, whole.steps)
+    np.testing.assert_allclose(cut.weight_movement, whole.weight_movement, rtol=1e-10)
+
+
+def test_mini_batches_are_those_of_the_stream_and_the_loss_on_all_data_is_on_the_grid(data):
+    from lazyjax.data import batch_indices
+
+    key = jax.random.key(5)
+    batches = np.asarray(batch_indices(key, 0, n=12, batch_size=5, steps=101))
+    losses, trajectory = by_hand(mlp, initial(0), data, optax.sgd(0.02), 100, batches=batches)
+    history = train(
+        mlp, initial(0), data, optax.sgd(0.02), steps=100, key=key, batch_size=5, chunk_steps=30
+    )
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-10)
+    for i, t in enumerate(history.steps):
+        w = jax.tree.map(lambda a, t=t: a[t], trajectory)
+        on_all = float(jnp.mean((mlp(w, data.x) - data.y) ** 2))
+        assert history.data_loss[i] == pytest.approx(on_all, rel=1e-9)
+
+
+def test_a_batch_size_of_n_or_more_is_full_batch(data):
+    full = train(mlp, initial(0), data, optax.sgd(0.05), steps=20)
+    large = train(mlp, initial(0), data, optax.sgd(0.05), steps=20, batch_size=30)
+    np.testing.assert_array_equal(full.loss, large.loss)
+
+
+def test_other_losses_and_integer_labels():
+    x = jax.random.normal(jax.random.key(0), (20, 3))
+    data = Dataset(x, jnp.argmax(x, axis=1))
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    history = train(
+        lambda w, x: x @ w, jnp.zeros((3, 3)), data, optax.sgd(0.5), steps=60, loss=loss
+    )
+    losses, _ = by_hand(lambda w, x: x @ w, jnp.zeros((3, 3)), data, optax.sgd(0.5), 60, loss=loss)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-11)
+
+
+def test_an_ensemble_is_its_members_one_by_one(data):
+    members = [initial(seed) for seed in range(3)]
+    together = train_ensemble(mlp, stack(*members), data, optax.adam(0.01), steps=80)
+    assert together.loss.shape == (3, 81)
+    for i, params in enumerate(members):
+        alone = train(mlp, params, data, optax.adam(0.01), steps=80)
+        np.testing.assert_allclose(together.member(i).loss, alone.loss, rtol=1e-9)
+        np.testing.assert_allclose(
+            together.member(i).weight_movement, alone.weight_movement, rtol=1e-9
+        )
+        for a, b in zip(
+            jax.tree.leaves(together.member(i).params), jax.tree.leaves(alone.params), strict=True
+        ):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+
+
+def test_members_may_differ_in_anchor_alpha_and_data(data):
+    anchors, alphas = [initial(0), initial(1)], jnp.array([1.0, 20.0])
+    sets = [data, Dataset(data.x, jnp.cos(2 * data.x))]
+    models = jax.vmap(lambda w, a: scale(center(linearize(mlp, w), w), a))(stack(*anchors), alphas)
+    losses = jax.vmap(lambda a: scale_loss(optax.losses.squared_error, a))(alphas)
+    together = train_ensemble(
+        models, stack(*anchors), stack(*sets), optax.sgd(0.05), steps=50, loss=losses, data_axis=0
+    )
+    for i in range(2):
+        f = scale(center(linearize(mlp, anchors[i]), anchors[i]), alphas[i])
+        loss = scale_loss(optax.losses.squared_error, alphas[i])
+        alone = train(f, anchors[i], sets[i], optax.sgd(0.05), steps=50, loss=loss)
+        np.testing.assert_allclose(together.member(i).loss, alone.loss, rtol=1e-9)
+
+
+def test_members_draw_their_own_batches(data):
+    params = stack(initial(0), initial(0))
+    history = train_ensemble(
+        mlp, params, data, optax.sgd(0.05), steps=5, key=jax.random.key(0), batch_size=4
+    )
+    assert np.all(history.loss[0, 1:] != history.loss[1, 1:])
+
+
+def test_the_loss_over_alpha_squared_keeps_the_learning_rate_free_of_alpha(data):
+    w0 = initial(0)
+    slow = train(
+        scale(center(mlp, w0), 50.0),
+        w0,
+        data,
+        optax.sgd(0.05),
+        steps=40,
+        loss=scale_loss(optax.losses.squared_error, 50.0),
+    )
+    same = train(scale(center(mlp, w0), 50.0), w0, data, optax.sgd(0.05 / 50**2), steps=40)
+    np.testing.assert_allclose(slow.loss * 50**2, same.loss, rtol=1e-9)
+
+
+def test_a_linear_model_is_its_tangent_model_at_every_step(data):
+    def linear(params, x):
+        return jnp.sin(x * jnp.arange(1.0, 6.0)[None]) @ params["w"] + params["b"]
+
+    w0 = {"w": jnp.ones((5, 1)), "b": jnp.ones((1, 1))}
+    settings = {"steps": 500, "record": np.arange(501)}
+    network = train(linear, w0, data, optax.sgd(0.1), **settings)
+    tangent = train(linearize(linear, w0), w0, data, optax.sgd(0.1), **settings)
+    for a, b in zip(jax.tree.leaves(network.params), jax.tree.leaves(tangent.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(network.loss, tangent.loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_training_the_tangent_model_meets_the_closed_form(momentum, data):
+    w0 = initial(0, width=20)
+    f_lin = linearize(mlp, w0)
+    kernel = ntk(mlp, w0, data.x)
+    closed = gradient_descent(
+        kernel, data.y, mlp(w0, data.x), learning_rate=0.02, momentum=momentum or 0.0
+    )
+    history = train(f_lin, w0, data, optax.sgd(0.02, momentum=momentum), steps=2000)
+    outputs = jax.vmap(f_lin, (0, None))(history.params, data.x)
+    change = jnp.linalg.norm(outputs[-1] - outputs[0])
+    assert jnp.linalg.norm(outputs - closed.train(history.steps)) / change < 1e-10
+
+
+# --- divergence
+
+
+def test_a_run_that_diverges_warns_once_and_keeps_the_history_so_far(data):
+    with pytest.warns(
+        UserWarning, match="training diverged at step .* critical learning rate"
+    ) as w:
+        history = train(mlp, initial(0), data, optax.sgd(1e5), steps=400, record=np.arange(401))
+    assert len(w) == 1
+    t = history.diverged_at
+    assert 0 < t < 400
+    assert np.all(np.isfinite(history.loss[:t]))
+    assert np.all(np.isnan(history.loss[t:]))
+    assert np.all(np.isnan(history.weight_movement[t:]))
+    for w in jax.tree.leaves(history.params):
+        assert np.all(np.isfinite(w))
+        for s in (t, 400):
+            np.testing.assert_array_equal(w[s], w[t - 1])
+
+
+def test_divergence_past_the_end_is_none_of_the_run(data):
+    with pytest.warns(UserWarning, match="diverged"):
+        t = train(mlp, initial(0), data, optax.sgd(1e5), steps=400).diverged_at
+    before = train(mlp, initial(0), data, optax.sgd(1e5), steps=t - 1)
+    assert before.diverged_at is None
+    assert np.all(np.isfinite(before.loss))
+
+
+def test_the_critical_learning_rate_of_the_message_is_that_of_the_kernel(data):
+    w0 = initial(0)
+    largest = jnp.linalg.eigvalsh(ntk(mlp, w0, data.x)[:, :, 0, 0])[-1]
+    with pytest.warns(UserWarning, match=f"is {2 * 12 / largest:.3g} "):
+        train(mlp, w0, data, optax.sgd(1e5), steps=300)
+
+
+def test_a_member_that_diverges_is_frozen_and_the_others_go_on(data):
+    def f(params, x):
+        return params["rate"] * mlp(params["net"], x)
+
+    members = [{"rate": jnp.asarray(r), "net": initial(1)} for r in (1.0, 1e4, 1.0)]
+    with pytest.warns(UserWarning, match=r"members \[1\] of 3 diverged, member 1 at step") as w:
+        history = train_ensemble(f, stack(*members), data, optax.sgd(0.05), steps=150)
+    assert len(w) == 1
+    assert history.diverged_at[0] is None
+    assert history.diverged_at[2] is None
+    t = history.diverged_at[1]
+    assert np.all(np.isnan(history.loss[1, t:]))
+    assert np.all(np.isfinite(history.loss[[0, 2]]))
+    assert all(np.all(np.isfinite(w)) for w in jax.tree.leaves(history.params))
+    alone = train(f, members[2], data, optax.sgd(0.05), steps=150)
+    np.testing.assert_allclose(history.member(2).loss, alone.loss, rtol=1e-9)
+
+
+def test_mini_batches_that_diverge_leave_nan_on_the_grid(data):
+    with pytest.warns(UserWarning, match="diverged"):
+        history = train(
+            mlp, initial(0), data, optax.sgd(1e5), steps=300, key=jax.random.key(0), batch_size=4
+        )
+    late = history.steps >= history.diverged_at
+    assert np.all(np.isnan(history.data_loss[late]))
+    assert np.all(np.isfinite(history.data_loss[~late]))
+
+
+# --- rounding
+
+
+def test_an_alpha_beyond_rounding_warns_and_names_the_point(data):
+    single = jax.tree.map(lambda w: w.astype(jnp.float32), (initial(0), data))
+    w0, data32 = single[0], Dataset(*single[1])
+
+    def run(alpha):
+        return train(
+            scale(center(mlp, w0), alpha),
+            w0,
+            data32,
+            optax.sgd(0.05),
+            steps=500,
+            loss=scale_loss(optax.losses.squared_error, alpha),
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(10.0)
+    with pytest.warns(UserWarning, match="rounding .* takes over.* reaches at alpha = ") as caught:
+        run(1e5)
+    named = float(str(caught[0].message).split("alpha = ")[1].split(". Train")[0])
+    assert 10 < named < 1e5
+
+
+# --- stopping and going on
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(chunks):
+    count = iter(range(chunks))
+
+    def callback(done, total, label):
+        if next(count, None) is None:
+            raise Stop
+
+    return callback
+
+
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+def test_a_stopped_run_goes_on_to_the_very_same_bits(chunks, members, data, tmp_path):
+    params = initial(0) if members is None else stack(initial(0), initial(1))
+
+    def run(**options):
+        function = train if members is None else train_ensemble
+        return function(
+            mlp,
+            params,
+            data,
+            optax.adam(0.01),
+            steps=200,
+            key=jax.random.key(3),
+            batch_size=5,
+            chunk_steps=30,
+            **options,
+        )
+
+    undisturbed = run()
+    file = tmp_path / "run.npz"
+    with pytest.raises(Stop), progress(stop_after(chunks)):
+        run(checkpoint=file)
+    seen = []
+    with progress(lambda done, total, label: seen.append(done)):
+        resumed = run(checkpoint=file)
+    assert len(seen) == 7 - (chunks + 1)
+    for a, b in zip(
+        jax.tree.leaves(vars(undisturbed)), jax.tree.leaves(vars(resumed)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_finished_run_is_read_back_without_a_step(data, tmp_path):
+    options = {"steps": 50, "checkpoint": tmp_path / "run.npz"}
+    first = train(mlp, initial(0), data, optax.sgd(0.05), **options)
+    seen = []
+    with progress(lambda *where: seen.append(where)):
+        again = train(mlp, initial(0), data, optax.sgd(0.05), **options)
+    assert seen == []
+    np.testing.assert_array_equal(first.loss, again.loss)
+
+
+def test_a_checkpoint_fits_the_same_run_in_another_process(tmp_path):
+    script = """
+import jax, jax.numpy as jnp, optax, sys
+from lazyjax.training import train, progress
+from lazyjax.types import Dataset
+data = Dataset(jnp.ones((4, 1)), jnp.ones((4, 1)))
+seen = []
+with progress(lambda *where: seen.append(where)):
+    f = lambda w, x: jax.nn.relu(w * x)
+    train(f, jnp.ones(()) / 2, data, optax.adam(0.1), steps=9, checkpoint=sys.argv[1])
+print(len(seen))
+"""
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "run.npz")],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert counts == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 60}, {"optimizer": optax.sgd(0.06)}, {"seed": 1}, {"loss": optax.losses.huber_loss}],
+)
+def test_a_checkpoint_of_another_run_is_refused(change, data, tmp_path):
+    def run(*, seed=0, **options):
+        given = {"optimizer": OPTIMIZERS["sgd"], "steps": 50, "checkpoint": tmp_path / "run.npz"}
+        return train(mlp, initial(seed), data, **(given | options))
+
+    run()
+    with pytest.raises(ValueError, match="`checkpoint` must be of this very run, got"):
+        run(**change)
+
+
+def test_a_broken_checkpoint_is_refused(data, tmp_path):
+    file = tmp_path / "run.npz"
+    train(mlp, initial(0), data, optax.sgd(0.05), steps=50, checkpoint=file)
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="`path` must be a whole file.*Delete it"):
+        train(mlp, initial(0), data, optax.sgd(0.05), steps=50, checkpoint=file)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_history_comes_back_as_it_was_saved(members, data, tmp_path):
+    params = initial(0) if members is None else stack(initial(0), initial(1))
+    function = train if members is None else train_ensemble
+    history = function(mlp, params, data, optax.sgd(0.05), steps=30)
+    save_history(tmp_path / "history.npz", history)
+    again = load_history(tmp_path / "history.npz", initial(0))
+    assert again.relative_to_all == history.relative_to_all
+    assert again.diverged_at == history.diverged_at
+    assert list(again.layer_movement) == list(history.layer_movement)
+    for a, b in zip(jax.tree.leaves(vars(history)), jax.tree.leaves(vars(again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- the grid, progress, bad input
+
+
+def test_the_grid_is_log_spaced_and_holds_both_ends():
+    grid = log_grid(50_000)
+    assert grid[0] == 0
+    assert grid[-1] == 50_000
+    assert len(grid) <= 100
+    assert np.all(np.diff(grid) > 0)
+    np.testing.assert_allclose(np.diff(np.log1p(grid[-30:])), np.log1p(50_000) / 99, rtol=0.02)
+
+
+def test_progress_tells_steps_done_and_the_label(data):
+    seen = []
+    with progress(lambda *where: seen.append(where)):
+        train(mlp, initial(0), data, optax.sgd(0.05), steps=100, chunk_steps=50, label="network")
+    assert [where[1:] for where in seen] == [(100, "network")] * len(seen)
+    assert seen[-1][0] == 100
+    train(mlp, initial(0), data, optax.sgd(0.05), steps=10)
+    assert seen[-1][0] == 100
+
+
+BAD = {
+    "y of shape (n,)": ({"y": np.zeros(12)}, ValueError, r"`y` must have shape \(12, 1\), got"),
+    "y of integers": ({"y": np.zeros((12, 1), int)}, TypeError, "`data.y` must hold floats"),
+    "NaN in x": ({"x": np.full((12, 1), np.nan)}, ValueError, "must be finite, got 12 values"),
+    "NaN in y": ({"y": np.full((12, 1), np.nan)}, ValueError, "must be finite, got 12 values"),
+    "an empty batch": ({"x": np.zeros((0, 1)), "y": np.zeros((0, 1))}, ValueError, "one example"),
+    "fewer targets": ({"y": np.zeros((5, 1))}, ValueError, "must"),
+    "no steps": ({"steps": 0}, ValueError, "`steps` must be at least 1, got 0"),
+    "half a step": ({"steps": 1.5}, TypeError, "`steps` must be a whole number, got 1.5"),
+    "too many steps": ({"steps": 2**31}, ValueError, "`steps` must be below 2"),
+    "an empty mini-batch": ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
+    "mini-batches without key": ({"batch_size": 3}, ValueError, "`key` must be given"),
+    "an empty chunk": ({"chunk_steps": 0}, ValueError, "`chunk_steps` must be at least 1"),
+    "a grid that falls": ({"record": [3, 2]}, ValueError, "`record` must be whole steps"),
+    "a grid past the end": ({"record": [0, 99]}, ValueError, "`record` must be whole steps"),
+    "one grid point": ({"record": 1}, ValueError, "`points` must be at least 2"),
+    "a loss that is no function": ({"loss": "mse"}, TypeError, "`loss` must be callable, got str"),
+    "a model that is no function": ({"f": 3}, TypeError, "`f` must be callable, got int"),
+    "no dataset": ({"data": 3}, TypeError, r"`data` must be Dataset\(x, y\), got int"),
+    "integer parameters": ({"params": {"w": np.zeros((1, 1), int)}}, TypeError, "`params`"),
+    "NaN parameters": ({"params": np.full((1, 1), np.nan)}, ValueError, "`params` must be finite"),
+    "parameters of another model": ({"params": {"w": np.zeros((1, 1))}}, ValueError, "must fit"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_any_work(name, data):
+    change, error, message = BAD[name]
+    given = {"f": mlp, "params": initial(0), "steps": 10, "x": data.x, "y": data.y} | change
+    x, y = given.pop("x"), given.pop("y")
+    given.setdefault("data", Dataset(x, y))
+    seen = []
+    with progress(lambda *where: seen.append(where)), pytest.raises(error, match=message):
+        train(optimizer=optax.sgd(0.1), **given)
+    assert seen == []
+
+
+def test_bad_ensembles_are_refused(data):
+    params = stack(initial(0), initial(1))
+    with pytest.raises(ValueError, match="must have the members on axis 0"):
+        train_ensemble(linearize(mlp, initial(0)), params, data, optax.sgd(0.1), steps=3)
+    with pytest.raises(ValueError, match="`data_axis` must be None or 0, got 1"):
+        train_ensemble(mlp, params, data, optax.sgd(0.1), steps=3, data_axis=1)
+    with pytest.raises(ValueError, match=r"`y` must have shape \(12, 1\), got \(12,\)"):
+        train_ensemble(mlp, params, Dataset(data.x, data.y[:, 0]), optax.sgd(0.1), steps=3)
+    history = train(mlp, initial(0), data, optax.sgd(0.1), steps=3)
+    with pytest.raises(TypeError, match="`member` is for the history of an ensemble"):
+        history.member(0)
+    with pytest.raises(ValueError, match="`alpha` must be positive"):
+        scale_loss(optax.losses.squared_error, 0.0)
