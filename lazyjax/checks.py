@@ -68,7 +68,7 @@ def finite(name: str, tree: Any) -> None:
     for leaf in jax.tree.leaves(tree):
         if not is_known(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
-        bad = int(np.size(leaf)) - int(jnp.sum(jnp.isfinite(leaf)))
+        bad = np.size(leaf) - np.count_nonzero(np.isfinite(np.asarray(leaf)))
         if bad:
             raise ValueError(
                 f"`{name}` must be finite, got {bad} values that are NaN or infinite. "

@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     """What is static in the compiled chunk: sizes, and what has a member axis."""
 
     block: int  # steps of a block
+    unroll: int  # steps of the compiled loop's body
     blocks: int  # blocks of a chunk
     capacity: int  # grid points of a chunk, at most
     batch_size: int | None  # None: full batch
@@ -93,14 +94,16 @@ def _run_chunk(
         if plan.batch_size is not None:
             indices = batch_indices(key, begin, n=n, batch_size=plan.batch_size, steps=plan.block)
         (params, optimizer_state), (value, rows) = jax.lax.scan(
-            step, (state.params, state.optimizer_state), indices, length=plan.block
+            step, (state.params, state.optimizer_state), indices, length=plan.block, unroll=plan.unroll
         )
 
         squared, finite = [], jnp.isfinite(value)
         for row, w0 in zip(jax.tree.leaves(rows), leaves0, strict=True):
             axes = tuple(range(1, row.ndim))
-            squared.append(jnp.sum(jnp.square(row - w0), axes))
-            finite &= jnp.all(jnp.isfinite(row), axes)
+            # 0 * row makes the sum NaN where a weight is not finite, and inf alone is an overflow
+            # of the square: one pass tells both
+            squared.append(jnp.sum(jnp.square(row - w0) + 0 * row, axes))
+            finite &= ~jnp.isnan(squared[-1])
         here = jnp.where(jnp.all(finite), NEVER, begin + jnp.argmin(finite).astype(jnp.int32))
         diverged_at = jnp.minimum(state.diverged_at, here)
 
