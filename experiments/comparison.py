@@ -7,6 +7,7 @@ on axis 0, so that one call trains an ensemble, and `join` puts models of differ
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import optax
 from jax.tree_util import Partial
 from lazyjax.dynamics import gradient_descent
 from lazyjax.metrics import kernel_alignment, relative_kernel_change
+from lazyjax.models import from_linen
 from lazyjax.spectrum import critical_learning_rate
 
 from lazyjax.kernels import ntk
@@ -189,6 +191,16 @@ def compare(
     return arrays, network_history
 
 
+def ensemble(
+    module: nn.Module, key: jax.Array, x: jax.Array, members: int
+) -> tuple[ModelFunction, Params]:
+    """Initialise a Flax module `members` times: f, and parameters with the members on axis 0."""
+    params = jax.vmap(lambda k: from_linen(module, k, x)[1])(jax.random.split(key, members))
+    first = jax.tree.map(lambda w: w[0], params)
+    f, _ = from_linen(module, None, x, variables={"params": first})
+    return f, params
+
+
 _SHARED = ("steps", "curve_steps", "x", "y", "grid_x", "kernel_steps")
 
 
@@ -225,3 +237,16 @@ def member_summary(arrays: dict[str, np.ndarray], index: int) -> dict[str, float
 def summarise(arrays: dict[str, np.ndarray], labels: list[str]) -> dict[str, dict[str, float]]:
     """Give `member_summary` for each member by its label."""
     return {label: member_summary(arrays, i) for i, label in enumerate(labels)}
+
+
+def spread(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Give median, least and most over the members of every number of `member_summary`."""
+    members = [member_summary(arrays, i) for i in range(len(arrays["network_loss"]))]
+    statistics = {"median": np.median, "least": np.min, "most": np.max}
+    return {
+        name: {
+            statistic: float(of([member[name] for member in members]))
+            for statistic, of in statistics.items()
+        }
+        for name in members[0]
+    }

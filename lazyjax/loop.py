@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lazyjax.data import batch_indices
 
 from lazyjax import checks
+from lazyjax.data import batch_indices
 from lazyjax.types import Dataset, Loss, ModelFunction, Params
 
 NEVER = np.iinfo(np.int32).max  # `diverged_at` of a run that has not
@@ -94,7 +94,11 @@ def _run_chunk(
         if plan.batch_size is not None:
             indices = batch_indices(key, begin, n=n, batch_size=plan.batch_size, steps=plan.block)
         (params, optimizer_state), (value, rows) = jax.lax.scan(
-            step, (state.params, state.optimizer_state), indices, length=plan.block, unroll=plan.unroll
+            step,
+            (state.params, state.optimizer_state),
+            indices,
+            length=plan.block,
+            unroll=plan.unroll,
         )
 
         squared, finite = [], jnp.isfinite(value)

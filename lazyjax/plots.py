@@ -75,10 +75,16 @@ def target(ax: Axes, grid_x: np.ndarray, values: np.ndarray) -> None:
     ax.plot(grid_x[:, 0], values.reshape(-1), "--", color="0.6", linewidth=1.2, label="target")
 
 
-def _shared_range(axes: Sequence[Axes], values: Sequence[np.ndarray]) -> None:
-    """Set one vertical range, wide enough for what is finite, not for what has blown up."""
-    finite = np.concatenate([v[np.isfinite(v)] for v in values])
-    low, high = np.percentile(finite, [0.5, 99.5])
+def _shared_range(
+    axes: Sequence[Axes], curves: Sequence[np.ndarray], whole: Sequence[np.ndarray]
+) -> None:
+    """Set one vertical range: all of `whole`, and of `curves` all but the rare extremes."""
+    finite = np.concatenate([v[np.isfinite(v)] for v in curves])
+    ends = [
+        *np.percentile(finite, [0.5, 99.5]),
+        *(end for v in whole for end in (v.min(), v.max())),
+    ]
+    low, high = min(ends), max(ends)
     margin = 0.12 * (high - low) or 0.1
     for ax in axes:
         ax.set_ylim(low - margin, high + margin)
@@ -110,7 +116,7 @@ def functions(
         ("networks after training", (("network", -1),)),
         ("tangent models after training", (("tangent", -1), ("closed", -1))),
     )
-    drawn = [arrays["y"]]
+    drawn = []
     for ax, (title, curves) in zip(axes, panels, strict=True):
         if target_values is not None:
             target(ax, arrays["grid_x"], np.asarray(target_values))
@@ -128,7 +134,8 @@ def functions(
                 )
         data(ax, arrays["x"], arrays["y"])
         ax.set(title=title, xlabel="x")
-    _shared_range(axes, drawn)
+    whole = [arrays["y"]] + ([] if target_values is None else [np.asarray(target_values)])
+    _shared_range(axes, drawn, whole)
     axes[0].set_ylabel("f(w, x)")
     handles = [
         Line2D([], [], marker="x", linestyle="", color="black", label="data"),
@@ -169,9 +176,10 @@ def training(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
         for i in range(_members(arrays)):
             for model in MODELS:
                 where = grid if model == "closed" else at
+                first = quantity == "movement"  # 0 at step 0, which a log axis has not
                 ax.plot(
-                    where,
-                    arrays[f"{model}_{quantity}"][i],
+                    where[first:],
+                    arrays[f"{model}_{quantity}"][i, first:],
                     MODELS[model][1],
                     color=_colour(labels, i, model),
                     alpha=shade,
@@ -257,10 +265,12 @@ def layers(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
             for model in ("network", "tangent"):
                 curves = arrays[f"{model}_layer/{leaf}"]
                 curve = np.median(curves, axis=0) if labels is None else curves[panel]
-                ax.plot(at, curve, MODELS[model][1], color=colour, linewidth=1.4)
+                ax.plot(at[1:], curve[1:], MODELS[model][1], color=colour, linewidth=1.4)
                 if labels is None and len(curves) > 1 and model == "network":
                     low, high = np.percentile(curves, [25, 75], axis=0)
-                    ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+                    ax.fill_between(
+                        at[1:], low[1:], high[1:], color=colour, alpha=0.15, linewidth=0
+                    )
                 finite = curve[np.isfinite(curve)]
                 largest = max(largest, float(finite.max(initial=0.0)))
         ax.set(xscale="log", yscale="log", xlabel="1 + step")

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lazyjax.spectrum import largest_eigenvalue
 
 from lazyjax import checks, loop
 from lazyjax.checkpoints import fingerprint, load_tree, save_tree, what_is
+from lazyjax.spectrum import largest_eigenvalue
 from lazyjax.tangent import output_scale
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, leaf_names
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from lazyjax.data import check_dataset
 
 from lazyjax import checks, loop
+from lazyjax.data import check_dataset
 from lazyjax.runs import log_grid, progress, run
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
 

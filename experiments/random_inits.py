@@ -1,0 +1,95 @@
+"""Do narrow networks from different initial weights train alike?
+
+Ten shallow ReLU networks of width 10 (31 parameters) from ten initialisations, each beside its own
+tangent model. Look at the spread of losses and functions, and at the gap to the tangent model
+beside what the networks learn: the weights move little, and yet the networks are not lazy.
+
+Source: practical, section 8 (ten shallow MLP(10), 5 000 steps, learning rate 0.001).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from experiments.results import Results
+from lazyjax.data import TARGETS, make_dataset
+from lazyjax.models import shallow_mlp
+from matplotlib.figure import Figure
+
+from experiments.comparison import compare, ensemble, spread
+from lazyjax import checks, plots
+
+SECTIONS = "8"
+QUICK = {"steps": 300, "networks": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The practical's own setting."""
+
+    seed: int = 0
+    """Seed of the data and of the initial weights."""
+    float64: bool = True
+    """Whether to compute in double precision."""
+    n: int = 15
+    """Training points."""
+    target: str = "middle"
+    """Target function: simple, middle or complex."""
+    networks: int = 10
+    """How many initialisations."""
+    width: int = 10
+    """Hidden units."""
+    learning_rate: float = 0.001
+    """Step size of gradient descent on the mean squared error."""
+    steps: int = 5000
+    """Steps of full-batch gradient descent."""
+
+    def __post_init__(self) -> None:
+        checks.whole("n", self.n, least=1)
+        checks.one_of("target", self.target, TARGETS)
+        checks.whole("networks", self.networks, least=1)
+        checks.whole("width", self.width, least=1)
+        checks.positive("learning_rate", self.learning_rate)
+        checks.whole("steps", self.steps, least=1)
+
+
+def run(config: Config) -> Results:
+    """Train the networks and their tangent models as ensembles."""
+    data_key, key = jax.random.split(jax.random.key(config.seed))
+    data = make_dataset(data_key, n=config.n, target=config.target)
+    grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
+    f, start = ensemble(shallow_mlp(config.width), key, data.x, config.networks)
+    arrays, _ = compare(
+        f,
+        start,
+        data,
+        learning_rate=config.learning_rate,
+        steps=config.steps,
+        grid_x=grid_x,
+    )
+    arrays["target"] = np.asarray(TARGETS[config.target](grid_x))
+    parameters = sum(w[0].size for w in jax.tree.leaves(start))
+    summary = {"parameters of a network": parameters, "over the networks": spread(arrays)}
+    return Results(config=config, arrays=arrays, summary=summary)
+
+
+def plot(results: Results) -> dict[str, Figure]:
+    """Draw functions, training, layers and kernels over the seeds."""
+    return plots.comparison(results.arrays, target_values=results.arrays["target"])
+
+
+def conclude(results: Results) -> list[str]:
+    """Say how far the networks are from each other and from their tangent models."""
+    numbers = results.summary["over the networks"]
+    loss = numbers["final loss of the network"]
+    gap = numbers["the same over the change of the network"]
+    kernel = numbers["relative kernel change"]
+    return [
+        f"{results.config.networks} networks of {results.summary['parameters of a network']} "
+        f"parameters end at losses from {loss['least']:.1e} to {loss['most']:.1e}.",
+        f"The gap between network and tangent model is {100 * gap['median']:.0f} % of what "
+        f"the network learned (median; from {100 * gap['least']:.0f} to "
+        f"{100 * gap['most']:.0f} %), and the kernel moved by {100 * kernel['median']:.0f} % "
+        f"(from {100 * kernel['least']:.0f} to {100 * kernel['most']:.0f} %).",
+    ]
