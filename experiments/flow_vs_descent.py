@@ -3,10 +3,10 @@
 Gradient descent with learning rate eta is Euler's method for the flow dw/dt = -grad f(w), step eta.
 A hundred points descend a hilly surface of two variables with a small and a large learning rate.
 For the same number of steps the large rate has had twenty times the flow time, so look at the
-comparison at equal flow time. There the two stay together where the curvature is below 2 / eta, and part where
-it is above: the step overshoots the valley, and the point jumps from wall to wall or leaves for a
-flatter valley, so that more flow time does not mean a lower end. Euler's error falls as eta, with
-slope 1.
+comparison at equal flow time. There the two stay together where the curvature is below 2 / eta, and
+part where it is above: the step overshoots the valley, and the point jumps from wall to wall or
+leaves for a flatter valley, so that more flow time does not mean a lower end. Euler's error falls
+as eta, with slope 1.
 
 Source: practical, sections 28-29 (100 starts, learning rates 1e-4 and 2e-3, 10 000 steps).
 """

@@ -1,8 +1,9 @@
 """Do narrow networks from different initial weights train alike?
 
 Ten shallow ReLU networks of width 10 (31 parameters) from ten initialisations, each beside its own
-tangent model. Look at the spread of losses and functions, and at the gap to the tangent model
-beside what the networks learn: the weights move little, and yet the networks are not lazy.
+tangent model. Look at what they have in common: after these small steps none has bent to the data
+yet, all are close to one straight line. Up to there each follows its tangent model, and the gap is
+a few per cent of what was learned; the lazy phase comes first, in narrow networks too.
 
 Source: practical, section 8 (ten shallow MLP(10), 5 000 steps, learning rate 0.001).
 """

@@ -93,7 +93,7 @@ def unpack(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"`path` must be a saved file, got {path}. Save one there first.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as error:
         raise ValueError(

@@ -106,7 +106,7 @@ def _run_chunk(
             axes = tuple(range(1, row.ndim))
             # 0 * row makes the sum NaN where a weight is not finite, and inf alone is an overflow
             # of the square: one pass tells both
-            squared.append(jnp.sum(jnp.square(row - w0) + 0 * row, axes))
+            squared.append(jnp.sum(jnp.square(row - w0[None]) + 0 * row, axes))
             finite &= ~jnp.isnan(squared[-1])
         here = jnp.where(jnp.all(finite), NEVER, begin + jnp.argmin(finite).astype(jnp.int32))
         diverged_at = jnp.minimum(state.diverged_at, here)

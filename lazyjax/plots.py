@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -134,6 +135,7 @@ def functions(
                 )
         data(ax, arrays["x"], arrays["y"])
         ax.set(title=title, xlabel="x")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
     whole = [arrays["y"]] + ([] if target_values is None else [np.asarray(target_values)])
     _shared_range(axes, drawn, whole)
     axes[0].set_ylabel("f(w, x)")
