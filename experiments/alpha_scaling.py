@@ -4,8 +4,10 @@ The centred network alpha (f(w, x) - f(w0, x)) is trained with the loss divided 
 all alphas have one learning rate. Look at the gap to the tangent model and at the kernel: both come
 to rest as alpha grows. The practical's network (deep, width 8) is almost constant in x, so that its
 lazy limit learns little more than the mean; look at the wide one beside it for a lazy limit that
-learns. The last figures hold the sweep of alpha against Theorem 2.2 of Chizat et al., in double and
-in single precision: past some alpha float32 measures its own rounding.
+learns. The derivative of a ReLU jumps, and so does the tangent model, as a function of x: a network
+of many kinks needs a larger alpha to follow it. The last figure holds a sweep of alpha against
+Theorem 2.2 of Chizat et al., in double and in single precision: past some alpha float32 measures
+its own rounding, the distance to the tangent weights (alpha^-2) first.
 
 Source: practical, sections 11-14 (alphas 1, 100, 1000; learning rate 0.01 / alpha^2 on the loss
 there is 0.01 on the loss / alpha^2 here), 16 (parameters), 17-18 (successive steps), 19 (save and
@@ -28,7 +30,6 @@ import optax
 from experiments.results import Results
 from jax.tree_util import Partial
 from lazyjax.metrics import relative_kernel_change
-from lazyjax.spectrum import critical_learning_rate
 from matplotlib.figure import Figure
 
 from experiments.comparison import compare, member_summary
@@ -36,7 +37,8 @@ from lazyjax import checks, plots
 from lazyjax.checkpoints import load_tree, save_tree
 from lazyjax.data import TARGETS, make_dataset
 from lazyjax.kernels import ntk
-from lazyjax.models import deep_mlp, from_linen
+from lazyjax.models import ACTIVATIONS, deep_mlp, from_linen
+from lazyjax.spectrum import critical_learning_rate
 from lazyjax.tangent import center, linearize, scale
 from lazyjax.training import scale_loss, train_ensemble
 from lazyjax.types import Dataset, ModelFunction, Params, leaf_names
@@ -45,11 +47,11 @@ SECTIONS = "11-14, 16-19"
 QUICK = {
     "steps": 300,
     "wide": 16,
+    "wide_steps": 300,
     "sweep_steps": 200,
     "sweep_alphas": (1.0, 1e2, 1e3, 1e4, 1e5),
 }
 
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 FROM = 300.0  # the slopes are fitted from this alpha on
 SLOPES = {  # array: what it is, the slope of Theorem 2.2
     "movement": (r"$\|w - w_0\|$", -1),
@@ -81,10 +83,14 @@ class Config:
     """Steps of full-batch gradient descent."""
     wide: int = 64
     """Units of each hidden layer of the wide network beside it."""
+    wide_steps: int = 4000
+    """Steps of the wide network."""
+    wide_alphas: tuple[float, ...] = (1.0, 100.0, 1000.0, 1e5)
+    """Output scales of the wide network."""
     wide_fraction: float = 0.5
     """Learning rate of the wide network, as a fraction of its critical one."""
     activation: str = "tanh"
-    """Activation of the network of the sweep: relu or tanh (the theorem's is smooth)."""
+    """Activation of the network of the sweep, such as relu or tanh; the theorem's is smooth."""
     sweep_alphas: tuple[float, ...] = tuple(float(a) for a in 10 ** np.arange(0, 5.25, 0.5))
     """Output scales of the sweep, two of them at least 300."""
     sweep_rate: float = 0.05
@@ -96,11 +102,13 @@ class Config:
         checks.whole("n", self.n, least=2)
         checks.one_of("target", self.target, TARGETS)
         checks.one_of("activation", self.activation, ACTIVATIONS)
-        for name in ("width", "wide", "steps", "sweep_steps"):
+        for name in ("width", "wide", "steps", "wide_steps", "sweep_steps"):
             checks.whole(name, getattr(self, name), least=1)
-        for name in ("learning_rate", "wide_fraction", "sweep_rate", "alphas", "sweep_alphas"):
+        for name in ("learning_rate", "wide_fraction", "sweep_rate"):
             checks.positive(name, getattr(self, name))
-        checks.whole("number of `alphas`", len(self.alphas), least=1)
+        for name in ("alphas", "wide_alphas", "sweep_alphas"):
+            checks.whole(f"number of `{name}`", len(getattr(self, name)), least=1)
+            checks.positive(name, getattr(self, name))
         large = len({a for a in self.sweep_alphas if a >= FROM})
         checks.whole(
             f"number of `sweep_alphas` from {FROM:g} on",
@@ -108,6 +116,13 @@ class Config:
             least=2,
             cure="Add larger ones: the slope is fitted there.",
         )
+
+
+@partial(jax.jit, static_argnames=("width", "activation"))
+def _network(
+    key: jax.Array, width: int, x: jax.Array, activation: str = "relu"
+) -> tuple[Partial, Params]:
+    return from_linen(deep_mlp(width, activation=activation), key, x)
 
 
 @jax.jit
@@ -174,21 +189,22 @@ def _sweep(
     optimizer = optax.sgd(config.sweep_rate)
     arrays, points, fixed = {}, {}, None
     for precision in precisions:
-        w0, points_and_targets = jax.tree.map(lambda a: jnp.asarray(a, precision), (params, data))
+        cast = partial(jnp.asarray, dtype=precision)
+        w0, examples = jax.tree.map(cast, (params, data))
         alphas = jnp.asarray(config.sweep_alphas, precision)
         models, losses, start = _scaled(f, w0, alphas)
         run["loss"] = losses
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             network = train_ensemble(
-                models, start, points_and_targets, optimizer, label=f"sweep, {precision}", **run
+                models, start, examples, optimizer, label=f"sweep, {precision}", **run
             )
             if fixed is None:
                 tangents = jax.vmap(linearize)(models, start)
                 tangent = train_ensemble(
-                    tangents, start, points_and_targets, optimizer, label="sweep, tangent", **run
+                    tangents, start, examples, optimizer, label="sweep, tangent", **run
                 )
-                fixed = (alphas, w0, tangent.params, points_and_targets.x)
+                fixed = (alphas, w0, tangent.params, examples.x)
         for text in (str(warning.message) for warning in caught):
             found = re.search(r"reaches at alpha = ([0-9.e+-]+[0-9])", text)
             if found is not None:
@@ -241,8 +257,12 @@ def _slopes(config: Config, distances: dict[str, np.ndarray]) -> dict[str, float
     }
 
 
-def _names(config: Config) -> dict[str, int]:
-    return {"practical": config.width, "wide": config.wide}
+def _networks(config: Config) -> dict[str, tuple[int, tuple[float, ...]]]:
+    """Name the two networks, and give their widths and alphas."""
+    return {
+        "practical": (config.width, config.alphas),
+        "wide": (config.wide, config.wide_alphas),
+    }
 
 
 def run(config: Config) -> Results:
@@ -250,33 +270,35 @@ def run(config: Config) -> Results:
     data_key, *keys, sweep_key = jax.random.split(jax.random.key(config.seed), 4)
     data = make_dataset(data_key, n=config.n, target=config.target)
     grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
-    alphas = jnp.asarray(config.alphas, data.y.dtype)
     arrays = {"target": np.asarray(TARGETS[config.target](grid_x))}
     summary = {}
-    for (name, width), key in zip(_names(config).items(), keys, strict=True):
-        f, params = from_linen(deep_mlp(width), key, data.x)
-        f = f if isinstance(f, Partial) else Partial(f)
-        rate = config.learning_rate
+    for (name, (width, alphas)), key in zip(_networks(config).items(), keys, strict=True):
+        f, params = _network(key, width, data.x)
+        rate, steps = config.learning_rate, config.steps
         if name == "wide":
+            steps = config.wide_steps
             rate = config.wide_fraction * float(critical_learning_rate(ntk(f, params, data.x)))
-        models, losses, start = _scaled(f, params, alphas)
+        scales = jnp.asarray(alphas, data.y.dtype)
+        models, losses, start = _scaled(f, params, scales)
         part, history = compare(
             models,
             start,
             data,
             learning_rate=rate,
-            steps=config.steps,
+            steps=steps,
             grid_x=grid_x,
-            alphas=alphas,
+            alphas=scales,
         )
-        for model in ("network", "tangent", "closed"):  # show the error, not the error / alpha^2
-            part[f"{model}_loss"] = part[f"{model}_loss"] * np.square(config.alphas)[:, None]
+        squares = np.square(alphas)  # show the error and the kernel of f, not those with alpha
+        for model in ("network", "tangent", "closed"):
+            part[f"{model}_loss"] = part[f"{model}_loss"] * squares[:, None]
+        part["kernels"] = part["kernels"] / squares[:, None, None, None]
         part["successive_steps"] = np.asarray(
             jax.vmap(_successive, (0, 0, 0, None, None))(
                 models, losses, history.params, data, jnp.asarray(rate, data.y.dtype)
             )
         )
-        for i, alpha in enumerate(config.alphas):
+        for i, alpha in enumerate(alphas):
             numbers = member_summary(part, i) | {"learning rate": rate}
             for model in ("network", "tangent"):
                 error = np.mean(np.square(part[f"{model}_train"][i, -1] - part["y"]))
@@ -288,9 +310,7 @@ def run(config: Config) -> Results:
             summary["save and load"] = _save_and_load(f, trained, grid_x)
         arrays |= {f"{name}/{key}": value for key, value in part.items()}
 
-    activation = ACTIVATIONS[config.activation]
-    f, params = from_linen(deep_mlp(config.width, activation=activation), sweep_key, data.x)
-    f = f if isinstance(f, Partial) else Partial(f)
+    f, params = _network(sweep_key, config.width, data.x, config.activation)
     distances, points = _sweep(config, f, params, data)
     arrays |= {f"sweep/{name}": value for name, value in distances.items()}
     summary["slopes from alpha = 300 on"] = _slopes(config, distances)
@@ -298,26 +318,27 @@ def run(config: Config) -> Results:
     return Results(config=config, arrays=arrays, summary=summary)
 
 
-def _labels(config: Config) -> list[str]:
-    return [f"alpha = {alpha:g}" for alpha in config.alphas]
+def _labels(alphas: tuple[float, ...]) -> list[str]:
+    return [f"alpha = {alpha:g}" for alpha in alphas]
 
 
 def _steps(results: Results) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True)
-    for ax, (name, width) in zip(axes, _names(results.config).items(), strict=True):
+    networks = _networks(results.config)
+    for ax, (name, (width, alphas)) in zip(axes, networks.items(), strict=True):
         at = 1 + results.arrays[f"{name}/steps"]
-        for i, label in enumerate(_labels(results.config)):
+        for i, label in enumerate(_labels(alphas)):
             steps = results.arrays[f"{name}/successive_steps"][i]
             ax.plot(at, steps, color=plots.COLOURS[i % len(plots.COLOURS)], label=label)
         ax.set(xscale="log", yscale="log", xlabel="1 + step", title=f"{name}: width {width}")
+        ax.legend()
     axes[0].set_ylabel(r"$\|w_{t+1} - w_t\| \,/\, \|w_{t+1}\|$")
-    axes[0].legend()
     return figure
 
 
 def _norms(results: Results) -> Figure:
     table = results.summary["parameters"]
-    labels = ["at the start", *(f"after, {label}" for label in _labels(results.config))]
+    labels = ["at the start", *(f"after, {label}" for label in _labels(results.config.alphas))]
     figure, ax = plt.subplots(figsize=(8, 0.5 * len(table) + 1.6))
     places = np.arange(len(table))
     colours = ("0.6", *plots.COLOURS)
@@ -332,6 +353,7 @@ def _norms(results: Results) -> Figure:
             label=label,
         )
     ax.set_yticks(places, list(table))
+    ax.margins(y=0.01)
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="norm", title=f"the parameters of the network of width {results.config.width}")
@@ -362,35 +384,29 @@ def _theorem(results: Results) -> Figure:
             label=f"slope {slope}",
         )
         for precision, point in points.items():
-            ax.axvline(point, color=look[precision][1], linewidth=1, alpha=0.7)
+            ax.axvline(
+                point, color=look[precision][1], linewidth=1, label=f"{precision}: rounding warning"
+            )
         ax.set(xscale="log", yscale="log", title=label)
         ax.legend(loc="lower left")
     for ax in axes[1]:
         ax.set_xlabel("alpha")
     for ax in axes[:, 0]:
         ax.set_ylabel("largest over time")
-    for precision, point in points.items():
-        axes[0, 0].annotate(
-            f"{precision} warns: rounding from here",
-            (point, 0.98),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="top",
-            color=look[precision][1],
-        )
     return figure
 
 
 def plot(results: Results) -> dict[str, Figure]:
     """Draw each network by alpha, its successive steps and its norms, and the sweep."""
     figures = {}
-    for name in _names(results.config):
+    for name, (_, alphas) in _networks(results.config).items():
         prefix = f"{name}/"
-        part = {k.removeprefix(prefix): v for k, v in results.arrays.items() if prefix in k}
-        drawn = plots.comparison(
-            part, _labels(results.config), target_values=results.arrays["target"]
-        )
+        mine = [k for k in results.arrays if k.startswith(prefix)]
+        part = {k.removeprefix(prefix): results.arrays[k] for k in mine}
+        drawn = plots.comparison(part, _labels(alphas), target_values=results.arrays["target"])
+        for ax in (drawn["training"].axes[1], drawn["layers"].axes[0]):
+            # movements fall as 1 / alpha: make room for the smallest
+            ax.set_ylim(bottom=ax.get_ylim()[0] * min(alphas) / max(alphas))
         figures |= {f"{name}_{key}": figure for key, figure in drawn.items()}
     return figures | {
         "successive_steps": _steps(results),
@@ -403,8 +419,8 @@ def conclude(results: Results) -> list[str]:
     """Say what alpha does to gap and kernel, what the lazy limit learns, where rounding wins."""
     summary, config = results.summary, results.config
     sentences = []
-    for name, width in _names(config).items():
-        rows = [summary[f"width {width} ({name}), alpha = {a:g}"] for a in config.alphas]
+    for name, (width, alphas) in _networks(config).items():
+        rows = [summary[f"width {width} ({name}), alpha = {a:g}"] for a in alphas]
         changes = ", ".join(f"{100 * row['relative kernel change']:.2g} %" for row in rows)
         gaps = ", ".join(
             f"{100 * row['the same over the change of the network']:.2g} %" for row in rows
@@ -412,7 +428,7 @@ def conclude(results: Results) -> list[str]:
         left = ", ".join(
             f"{100 * row['share of the variance left, network']:.2g} %" for row in rows
         )
-        scales = ", ".join(f"{a:g}" for a in config.alphas)
+        scales = ", ".join(f"{a:g}" for a in alphas)
         sentences.append(
             f"Width {width}, alpha = {scales}: the kernel moved by {changes}; the gap to the "
             f"tangent model is {gaps} of what the network learned; {left} of the variance of the "

@@ -1,0 +1,315 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+from lazyjax.dynamics import gradient_descent, gradient_flow
+from lazyjax.spectrum import critical_learning_rate
+
+
+def normal(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def jacobian(n, k, condition, *, parameters=60):
+    """Give J (N K, P) with Theta = J J^T of this condition."""
+    m = n * k
+    u = np.linalg.qr(np.asarray(normal(0, (m, m))))[0]
+    v = np.linalg.qr(np.asarray(normal(1, (parameters, m))))[0]
+    singular = np.logspace(0, -np.log10(condition) / 2, m)
+    return (u * singular) @ v.T
+
+
+def kernel_of(j, n, k):
+    theta = (j @ j.T).reshape(n, k, n, k).transpose(0, 2, 1, 3)
+    return jnp.asarray((theta + theta.transpose(1, 0, 3, 2)) / 2)
+
+
+def problem(n=10, k=2):
+    y = normal(2, (n, k))
+    return y, normal(3, (n, k))
+
+
+def by_hand(j, y, f0, *, eta, momentum=0.0, ridge=0.0, steps):
+    """The slow reference: gradient descent on the parameters, as a numpy loop."""
+    r0 = np.asarray(f0 - y).reshape(-1)
+    delta = np.zeros(j.shape[1])
+    m = np.zeros_like(delta)
+    trajectory = [delta]
+    for _ in range(steps):
+        gradient = 2 / r0.size * (j.T @ (r0 + j @ delta) + ridge * delta)
+        m = momentum * m + gradient
+        delta = delta - eta * m
+        trajectory.append(delta)
+    return np.array(trajectory)
+
+
+def distance(a, b, start):
+    a, b = np.asarray(a), np.asarray(b)
+    return np.linalg.norm(a - b) / np.linalg.norm(b - start)
+
+
+@pytest.mark.parametrize("condition", [1e6, 1e16])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("k", [1, 3])
+def test_descent_meets_the_loop_over_ten_thousand_steps(condition, momentum, k):
+    n = 30 // k
+    j = jacobian(n, k, condition)
+    y, f0 = problem(n, k)
+    kernel = kernel_of(j, n, k)
+    # rounding of the kernel alone costs about eps c lambda_max t / (1 - momentum): 2e-11 here
+    eta = 0.5 * float(critical_learning_rate(kernel))
+    steps = np.array([0, 1, 2, 10, 100, 1000, 10_000])
+    delta = by_hand(j, y, f0, eta=eta, momentum=momentum, steps=10_000)[steps]
+    run = gradient_descent(kernel, y, f0, learning_rate=eta, momentum=momentum)
+
+    outputs = np.asarray(f0) + (delta @ j.T).reshape(-1, n, k)
+    assert run.train(steps).shape == outputs.shape
+    coefficients = np.asarray(run.coefficients(steps))
+    assert coefficients.shape == (7, n, k)
+    for t in range(1, 7):
+        assert distance(run.train(steps)[t], outputs[t], np.asarray(f0)) < 1e-10
+        assert distance(coefficients[t].reshape(-1) @ j, delta[t], 0) < 1e-10
+    np.testing.assert_array_equal(run.train(0), f0)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.3])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_ridge_pulls_to_the_start_on_training_and_test_points(ridge, momentum):
+    j, j_test = jacobian(10, 2, 1e4), np.asarray(normal(4, (8, 60)))
+    y, f0 = problem()
+    kernel, f0_test = kernel_of(j, 10, 2), normal(5, (4, 2))
+    cross = jnp.asarray((j_test @ j.T).reshape(4, 2, 10, 2).transpose(0, 2, 1, 3))
+    eta = 0.5 * float(critical_learning_rate(kernel, momentum=momentum, ridge=ridge))
+    run = gradient_descent(kernel, y, f0, learning_rate=eta, momentum=momentum, ridge=ridge)
+    delta = by_hand(j, y, f0, eta=eta, momentum=momentum, ridge=ridge, steps=300)
+    for t in (1, 17, 300):
+        expected = np.asarray(f0_test) + (j_test @ delta[t]).reshape(4, 2)
+        assert distance(run.test(t, cross, f0_test), expected, np.asarray(f0_test)) < 1e-10
+    r0 = np.asarray(y - f0).reshape(-1)
+    limit = j_test @ j.T @ np.linalg.solve(j @ j.T + ridge * np.eye(20), r0)
+    expected = np.asarray(f0_test) + limit.reshape(4, 2)
+    assert distance(run.test(np.inf, cross, f0_test), expected, np.asarray(f0_test)) < 1e-8
+
+
+def test_the_flow_is_the_matrix_exponential():
+    y, f0 = problem()
+    kernel = kernel_of(jacobian(10, 2, 1e3), 10, 2)
+    theta = np.asarray(kernel.transpose(0, 2, 1, 3).reshape(20, 20))
+    run = gradient_flow(kernel, y, f0, ridge=0.0)
+    r0 = np.asarray(f0 - y).reshape(-1)
+    times = np.array([[0.0, 0.3], [5.0, 400.0]])
+    found = run.train(times)
+    assert found.shape == (2, 2, 10, 2)
+    for index in np.ndindex(2, 2):
+        expected = np.asarray(y) + (expm(-2 / 20 * theta * times[index]) @ r0).reshape(10, 2)
+        np.testing.assert_allclose(found[index], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_euler_meets_the_flow_with_slope_one():
+    y, f0 = problem()
+    kernel = kernel_of(jacobian(10, 2, 1e3), 10, 2)
+    flow = gradient_flow(kernel, y, f0).train(8.0)
+    steps = np.array([80, 160, 320, 640])
+    errors = [
+        float(
+            jnp.linalg.norm(gradient_descent(kernel, y, f0, learning_rate=8.0 / s).train(s) - flow)
+        )
+        for s in steps
+    ]
+    slopes = np.diff(np.log(errors)) / np.diff(np.log(8.0 / steps))
+    np.testing.assert_allclose(slopes, 1.0, atol=0.02)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_singular_kernel_gives_numbers_and_the_right_ones(momentum):
+    n, rank = 30, 8
+    a = np.asarray(normal(0, (n, rank)))
+    j_test = np.asarray(normal(1, (5, rank)))
+    y, f0 = problem(n, 1)
+    kernel, cross = jnp.asarray(a @ a.T)[:, :, None, None], jnp.asarray(j_test @ a.T)
+    eta = 0.5 * float(critical_learning_rate(kernel, momentum=momentum))
+    run = gradient_descent(kernel, y, f0, learning_rate=eta, momentum=momentum)
+    delta = by_hand(a, y, f0, eta=eta, momentum=momentum, steps=10_000)
+    f0_test = jnp.zeros((5, 1))
+    cross = cross[:, :, None, None]
+    for t in (1, 100, 10_000):
+        expected = (j_test @ delta[t])[:, None]
+        assert distance(run.test(t, cross, f0_test), expected, 0) < 1e-10
+        assert distance(np.asarray(run.coefficients(t))[:, 0] @ a, delta[t], 0) < 1e-10
+    least = np.linalg.lstsq(a, np.asarray(y - f0), rcond=None)[0]
+    assert distance(run.test(np.inf, cross, f0_test), j_test @ least, 0) < 1e-9
+    values, vectors = np.linalg.eigh(a @ a.T)
+    dropped = vectors[:, values < 1e-10].T @ np.asarray(run.coefficients(np.inf))
+    assert np.abs(dropped).max() < 1e-10
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_a_direction_of_eigenvalue_zero_grows_as_the_recurrence(momentum):
+    kernel, y, f0 = jnp.diag(jnp.array([1.0, 0.0])), jnp.ones((2, 1)), jnp.zeros((2, 1))
+    run = gradient_descent(kernel, y, f0, learning_rate=0.3, momentum=momentum)
+    a = m = 0.0
+    for t in range(1, 60):
+        m = momentum * m - 2 * 0.3 / 2
+        a -= m
+        assert run.coefficients(t)[1, 0] == pytest.approx(a, rel=1e-12)
+    growth = run.coefficients(10**6)[1, 0] / 10**6
+    assert growth == pytest.approx(0.3 / (1 - momentum), rel=1e-4)
+    assert run.coefficients(np.inf)[1, 0] == 0
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, 0.9])
+def test_the_heavy_ball_is_right_at_and_around_double_roots(momentum):
+    root = momentum**0.5
+    centres = np.array([(1 - root) ** 2, (1 + root) ** 2])
+    offsets = np.array([-0.1, -1e-3, -1e-7, -1e-12, 0.0, 1e-12, 1e-7, 1e-3, 0.02])
+    q = np.sort((centres[:, None] * (1 + offsets)).reshape(-1))
+    kernel, y, f0 = jnp.diag(jnp.asarray(q)), jnp.ones((len(q), 1)), jnp.zeros((len(q), 1))
+    run = gradient_descent(kernel, y, f0, learning_rate=len(q) / 2, momentum=momentum)  # c = 1
+    a, m = np.zeros_like(q), np.zeros_like(q)
+    for t in range(1, 400):
+        m = momentum * m + q * a - 1
+        a = a - m
+        if t in (1, 2, 7, 50, 399):
+            np.testing.assert_allclose(run.coefficients(t)[:, 0], a, rtol=1e-9, atol=1e-11)
+
+
+def test_tiny_eigenvalues_keep_their_digits():
+    values = np.array([1.0, 1e-9, 1e-12])
+    kernel, y, f0 = jnp.diag(jnp.asarray(values)), jnp.ones((3, 1)), jnp.zeros((3, 1))
+    for t in (1.0, 1e3, 1e9):
+        flow = gradient_flow(kernel, y, f0).coefficients(t)[:, 0]
+        np.testing.assert_allclose(flow, -np.expm1(-2 / 3 * values * t) / values, rtol=1e-12)
+        run = gradient_descent(kernel, y, f0, learning_rate=1.0).coefficients(t)[:, 0]
+        expected = -np.expm1(t * np.log1p(-2 / 3 * values)) / values
+        np.testing.assert_allclose(run, expected, rtol=1e-12)
+
+
+def test_a_kernel_of_the_points_alone_is_the_same_for_every_output():
+    j = jacobian(12, 1, 1e3)
+    y, f0 = problem(12, 3)
+    small = jnp.asarray(j @ j.T)
+    full = small[:, :, None, None] * jnp.eye(3)[None, None]
+    cross = normal(4, (4, 12))
+    for make in (gradient_flow, lambda *a: gradient_descent(*a, learning_rate=3.0, momentum=0.3)):
+        a, b = make(small, y, f0), make(full, y, f0)
+        for t in (0, 5, 100, np.inf):
+            assert a.train(t).shape == (12, 3)
+            np.testing.assert_allclose(a.train(t), b.train(t), rtol=1e-9, atol=1e-11)
+            np.testing.assert_allclose(
+                a.test(t, cross, jnp.zeros((4, 3))),
+                b.test(t, cross[:, :, None, None] * jnp.eye(3)[None, None], jnp.zeros((4, 3))),
+                rtol=1e-7,
+                atol=1e-9,
+            )
+
+
+def test_outputs_may_have_several_axes_or_none():
+    j = jacobian(4, 6, 100.0)
+    kernel = kernel_of(j, 4, 6)
+    y, f0 = problem(4, 6)
+    flat = gradient_flow(kernel, y, f0).train(3.0)
+    shaped = gradient_flow(
+        kernel.reshape(4, 4, 2, 3, 2, 3), y.reshape(4, 2, 3), f0.reshape(4, 2, 3)
+    )
+    np.testing.assert_allclose(shaped.train(3.0), flat.reshape(4, 2, 3), rtol=1e-12)
+    bare = gradient_flow(kernel[:, :, 0, 0], y[:, 0], f0[:, 0])
+    assert bare.train(jnp.array([1.0, 2.0])).shape == (2, 4)
+
+
+def test_it_works_under_jit_and_vmap_and_keeps_float32():
+    y, f0 = problem()
+    kernel = kernel_of(jacobian(10, 2, 1e3), 10, 2)
+
+    @jax.jit
+    def at(rate, t):
+        return gradient_descent(kernel, y, f0, learning_rate=rate, momentum=0.5).train(t)
+
+    rates = jnp.array([0.1, 2.0])
+    both = jax.vmap(at, (0, None))(rates, jnp.array([3.0, jnp.inf]))
+    for i, rate in enumerate(rates):
+        run = gradient_descent(kernel, y, f0, learning_rate=rate, momentum=0.5)
+        np.testing.assert_allclose(both[i], run.train(np.array([3, np.inf])), rtol=1e-10)
+    single = gradient_flow(*(a.astype(jnp.float32) for a in (kernel, y, f0)))
+    assert single.train(1.0).dtype == jnp.float32
+
+
+EYE, ONE, ZERO = np.eye(3), np.ones((3, 1)), np.zeros((3, 1))
+DESCENT = {"learning_rate": 0.1}
+BAD = {
+    "targets of shape (n,)": ((EYE, ONE[:, 0], ZERO), DESCENT, ValueError, "Use y.:, None"),
+    "targets of integers": (
+        (EYE, ONE.astype(int), ZERO),
+        DESCENT,
+        TypeError,
+        "`y` must hold floats",
+    ),
+    "a kernel of integers": (
+        (EYE.astype(int), ONE, ZERO),
+        DESCENT,
+        TypeError,
+        "`kernel` must hold",
+    ),
+    "a kernel of other points": ((np.eye(4), ONE, ZERO), DESCENT, ValueError, "`kernel` must have"),
+    "NaN in the kernel": (
+        (EYE * np.nan, ONE, ZERO),
+        DESCENT,
+        ValueError,
+        "`kernel` must be finite",
+    ),
+    "NaN in targets": ((EYE, ONE * np.nan, ZERO), DESCENT, ValueError, "`y` must be finite"),
+    "a skew kernel": ((EYE + np.eye(3, k=1), ONE, ZERO), DESCENT, ValueError, "must be symmetric"),
+    "no learning rate": (
+        (EYE, ONE, ZERO),
+        {"learning_rate": 0.0},
+        ValueError,
+        "`learning_rate` mu",
+    ),
+    "a negative rate": ((EYE, ONE, ZERO), {"learning_rate": -1.0}, ValueError, "got -1.0"),
+    "momentum 1": (
+        (EYE, ONE, ZERO),
+        DESCENT | {"momentum": 1.0},
+        ValueError,
+        "`momentum` must be in",
+    ),
+    "a negative ridge": (
+        (EYE, ONE, ZERO),
+        DESCENT | {"ridge": -1.0},
+        ValueError,
+        "`ridge` must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_problems_are_refused(name):
+    arguments, options, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        gradient_descent(*arguments, **options)
+
+
+def test_bad_times_are_refused():
+    slow = gradient_descent(EYE, ONE, ZERO, learning_rate=0.1)
+    fast = gradient_descent(EYE, ONE, ZERO, learning_rate=3.1)
+    flow = gradient_flow(EYE, ONE, ZERO)
+    with pytest.raises(ValueError, match="`t` must be 0 or more"):
+        slow.train(-1)
+    with pytest.raises(ValueError, match="`t` must be 0 or more"):
+        flow.train(jnp.nan)
+    with pytest.raises(ValueError, match="`t` must be whole steps.*or gradient_flow for times"):
+        slow.coefficients(1.5)
+    with pytest.raises(ValueError, match="`t` must be finite above the critical learning rate"):
+        fast.train(np.inf)
+    assert np.all(np.isfinite(fast.train(5)))
+    assert np.isfinite(flow.train(1.5)).all()
+
+
+def test_bad_test_points_are_refused():
+    run = gradient_flow(EYE[:, :, None, None], ONE, ZERO)
+    with pytest.raises(
+        ValueError, match=r"`kernel_test_train` must have shape \(2, 3, 1, 1\), got"
+    ):
+        run.test(1.0, jnp.zeros((3, 2, 1, 1)), jnp.zeros((2, 1)))
+    with pytest.raises(ValueError, match="`f0_test` must have shape"):
+        run.test(1.0, jnp.zeros((2, 3, 1, 1)), jnp.zeros((2, 2)))
