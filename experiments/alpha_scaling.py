@@ -4,10 +4,11 @@ The centred network alpha (f(w, x) - f(w0, x)) is trained with the loss divided 
 all alphas have one learning rate. Look at the gap to the tangent model and at the kernel: both come
 to rest as alpha grows. The practical's network (deep, width 8) is almost constant in x, so that its
 lazy limit learns little more than the mean; look at the wide one beside it for a lazy limit that
-learns. The derivative of a ReLU jumps, and so does the tangent model, as a function of x: a network
-of many kinks needs a larger alpha to follow it. The last figure holds a sweep of alpha against
-Theorem 2.2 of Chizat et al., in double and in single precision: past some alpha float32 measures
-its own rounding, the distance to the tangent weights (alpha^-2) first.
+learns. There the kernel moves in jumps, one for each neuron that crosses its kink at a training
+point: a ReLU network of many kinks needs a larger alpha, and ends as a staircase, as its tangent
+model is. The last figure holds a sweep of alpha against Theorem 2.2 of Chizat et al., in double and
+in single precision: past some alpha float32 measures its own rounding, in the distance to the
+tangent weights (alpha^-2) first.
 
 Source: practical, sections 11-14 (alphas 1, 100, 1000; learning rate 0.01 / alpha^2 on the loss
 there is 0.01 on the loss / alpha^2 here), 16 (parameters), 17-18 (successive steps), 19 (save and

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from experiments.results import Results
-from lazyjax.data import TARGETS, make_dataset
-from lazyjax.models import shallow_mlp
 from matplotlib.figure import Figure
 
 from experiments.comparison import compare, ensemble, spread
+from experiments.results import Results
 from lazyjax import checks, plots
+from lazyjax.data import TARGETS, make_dataset
+from lazyjax.models import shallow_mlp
 from lazyjax.training import train_ensemble
 
 SECTIONS = "10"

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
+
 from lazyjax.dynamics import gradient_descent
+from lazyjax.kernels import ntk
 from lazyjax.metrics import kernel_alignment, relative_kernel_change
 from lazyjax.models import from_linen
 from lazyjax.spectrum import critical_learning_rate
-
-from lazyjax.kernels import ntk
 from lazyjax.tangent import linearize
 from lazyjax.training import log_grid, scale_loss, train_ensemble
 from lazyjax.types import Dataset, History, ModelFunction, Params
@@ -50,7 +50,7 @@ def _closed_form(
         momentum=momentum,
     )
     coefficients = dynamics.coefficients(steps)  # (G, N, K)
-    moved = dynamics.train(steps) - dynamics.train(jnp.zeros((), steps.dtype))
+    moved = dynamics.train(steps) - dynamics.train(jnp.zeros((1,), steps.dtype))
     square = jnp.sum(coefficients * moved, axis=(1, 2))  # norm(J^T a)^2 = a^T Theta a
     critical = alpha**2 * critical_learning_rate(kernel, momentum=momentum)
     return {

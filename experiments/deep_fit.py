@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.results import Results
-from lazyjax.data import TARGETS, make_dataset
-from lazyjax.models import deep_mlp, from_linen
-from lazyjax.spectrum import critical_learning_rate
 from matplotlib.figure import Figure
 
 from experiments.comparison import compare, join, summarise
+from experiments.results import Results
 from lazyjax import checks, plots
+from lazyjax.data import TARGETS, make_dataset
 from lazyjax.kernels import ntk
+from lazyjax.models import deep_mlp, from_linen
+from lazyjax.spectrum import critical_learning_rate
 
 SECTIONS = "2-3"
 QUICK = {"steps": 300, "wide": 32}

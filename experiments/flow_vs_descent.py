@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from experiments.results import Results
 from matplotlib.axes import Axes
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -215,7 +216,7 @@ _SMALL, _LARGE = plots.COLOURS[0], plots.COLOURS[1]
 _JUMPS = {"linewidth": 0.3, "alpha": 0.7, "marker": ".", "markersize": 2}
 
 
-def _map(ax: Axes) -> object:
+def _map(ax: Axes) -> ContourSet:
     axis = np.linspace(-WINDOW, WINDOW, 400)
     x, y = np.meshgrid(axis, axis)
     height = np.asarray(values(jnp.stack([jnp.asarray(x), jnp.asarray(y)], axis=-1)))
@@ -234,9 +235,9 @@ def _trajectories(results: Results) -> Figure:
         ("small_carried_on", _SMALL, f"rate {config.small_rate:g}, flow time {horizon:g}"),
         ("large", _LARGE, f"rate {config.large_rate:g}, flow time {horizon:g}"),
     )
-    filled = None
+    filled = []
     for ax, (name, colour, title) in zip(axes, panels, strict=True):
-        filled = _map(ax)
+        filled.append(_map(ax))
         path = arrays[name]
         line = {"linewidth": 0.9, "alpha": 0.8} if colour == _SMALL else _JUMPS
         ax.plot(path[..., 0], path[..., 1], color=colour, **line)
@@ -247,7 +248,7 @@ def _trajectories(results: Results) -> Figure:
     axes[0].plot([], [], "o", color="white", markeredgecolor="black", label="start")
     axes[0].plot([], [], "D", color=_SMALL, markeredgecolor="black", label="end")
     axes[0].legend(loc="lower right")
-    figure.colorbar(filled, ax=axes, label="f(x, y)", shrink=0.85)
+    figure.colorbar(filled[0], ax=axes, label="f(x, y)", shrink=0.85)
     return figure
 
 

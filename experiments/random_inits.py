@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.results import Results
-from lazyjax.data import TARGETS, make_dataset
-from lazyjax.models import shallow_mlp
 from matplotlib.figure import Figure
 
 from experiments.comparison import compare, ensemble, spread
+from experiments.results import Results
 from lazyjax import checks, plots
+from lazyjax.data import TARGETS, make_dataset
+from lazyjax.models import shallow_mlp
 
 SECTIONS = "8"
 QUICK = {"steps": 300, "networks": 3}

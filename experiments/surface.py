@@ -83,11 +83,11 @@ def descend(
         )
     checks.positive("learning_rates", rates)
     per_member = np.repeat(rates.astype(starts.dtype), len(starts))
-    nothing = Dataset(np.zeros((1, 1), starts.dtype), np.zeros((1, 1), starts.dtype))
+    zero = jnp.asarray(np.zeros((1, 1), starts.dtype))
     history = train_ensemble(
         _model,
         np.tile(starts, (len(rates), 1)),
-        nothing,
+        Dataset(zero, zero),
         _one,
         steps=steps,
         loss=Partial(_value_at_rate, per_member),

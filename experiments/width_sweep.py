@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from experiments.results import Results
-from lazyjax.data import TARGETS, make_dataset
-from lazyjax.models import from_linen, shallow_mlp
 from matplotlib.figure import Figure
 
 from experiments.comparison import compare, join, summarise
+from experiments.results import Results
 from lazyjax import checks, plots
+from lazyjax.data import TARGETS, make_dataset
+from lazyjax.models import from_linen, shallow_mlp
 
 SECTIONS = "9"
 QUICK = {"steps": 500, "widths": (5, 50)}

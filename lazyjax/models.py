@@ -344,7 +344,8 @@ def from_linen(
                 "`key` must be given to initialise the module, got None. Use "
                 "key=jax.random.key(0), or pass the `variables` of a trained model."
             )
-        variables = module.init(key, x, method=method, **call)
+        # under jit: one compilation, where every little operation would have its own
+        variables = jax.jit(lambda key, x: module.init(key, x, method=method, **call))(key, x)
     variables = flax.core.unfreeze(variables)
     if "params" not in variables:
         raise ValueError(

@@ -8,8 +8,8 @@ from lazyjax.data import (
     batch_indices,
     check_dataset,
     excess_risk,
-    make_dataset,
     expected_test_error,
+    make_dataset,
 )
 from lazyjax.types import Dataset
 

@@ -55,7 +55,7 @@ def distances():
     kernels = jax.jit(jax.vmap(jax.vmap(lambda w: ntk(tanh_network, w, x))))(network.params)
     changes = jax.vmap(jax.vmap(lambda k: relative_kernel_change(k, kernel0)))(kernels)
     return {
-        "norm(w - w0)": norm(jax.tree.map(lambda a, b: a - b, network.params, w0)),
+        "norm(w - w0)": norm(jax.tree.map(lambda a, b: a - np.asarray(b), network.params, w0)),
         "norm(w - w_tangent)": norm(jax.tree.map(np.subtract, network.params, tangent.params)),
         "rms gap of outputs": np.sqrt(np.mean(gap**2, axis=(2, 3))).max(axis=1),
         "relative kernel change": np.asarray(changes).max(axis=1),

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lazyjax.dynamics import gradient_descent
 
 from lazyjax.checkpoints import load_history, save_history
+from lazyjax.dynamics import gradient_descent
 from lazyjax.kernels import ntk
 from lazyjax.tangent import center, linearize, scale
 from lazyjax.training import log_grid, progress, scale_loss, train, train_ensemble

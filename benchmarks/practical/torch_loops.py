@@ -131,7 +131,9 @@ def descend(steps: int) -> None:
     """One start of section 28: the small and the big step size, side by side."""
     w0 = 3 * (torch.rand(2) - 0.5)
     small, big = Point(w0.clone()), Point(w0.clone())
-    runs = [(m, torch.optim.SGD(m.parameters(), lr=lr), []) for m, lr in ((small, 1e-4), (big, 2e-3))]
+    runs = [
+        (m, torch.optim.SGD(m.parameters(), lr=lr), []) for m, lr in ((small, 1e-4), (big, 2e-3))
+    ]
     for _ in range(steps):
         for model, optimizer, weights in runs:
             optimizer.zero_grad()
@@ -180,8 +182,7 @@ def measure(threads: int) -> dict[str, tuple[float, bool]]:
         ],
         "bad_init": [(fit(lambda: Shallow(100), data, 30, 1e-3), 1002, 10)],
         "alpha_scaling": [
-            (fit(lambda a=a: Scaled(8, a), ten, 10, 0.01 / a**2), 10_000, 1)
-            for a in (1, 100, 1000)
+            (fit(lambda a=a: Scaled(8, a), ten, 10, 0.01 / a**2), 10_000, 1) for a in (1, 100, 1000)
         ],
         "bias_complexity": [
             (fit(lambda: Sinusoidal(30, 0.2 * np.pi), noisy, 50, 0.01, -1), 2000, 1),

@@ -1,0 +1,210 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lazyjax.kernels import matrix, ntk
+from lazyjax.metrics import (
+    kappa,
+    kernel_alignment,
+    layer_movement,
+    pattern_change,
+    relative_kernel_change,
+    relative_weight_movement,
+    step_sizes,
+    tangent_gap,
+    target_alignment,
+)
+from lazyjax.models import from_linen, preactivations, shallow_mlp
+from lazyjax.tangent import center, scale
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+W0 = {"a": np.array([3.0, 4.0]), "b": np.zeros(2), "c": np.array([[12.0]])}
+W = {"a": np.array([3.0, 5.0]), "b": np.array([0.0, 2.0]), "c": np.array([[12.0]])}
+
+
+def test_weight_movement_is_relative_to_the_start():
+    assert relative_weight_movement(W, W0) == pytest.approx(5**0.5 / 13)
+    assert relative_weight_movement(W0, W0) == 0
+
+
+def test_layers_move_relative_to_themselves_or_if_they_were_zero_to_everything():
+    moved = layer_movement(W, W0)
+    assert list(moved) == ["a", "b", "c"]
+    assert moved["a"] == pytest.approx(1 / 5)
+    assert moved["b"] == pytest.approx(2 / 13)
+    assert moved["c"] == 0
+
+
+def test_step_sizes_are_relative_to_the_later_weights():
+    trajectory = {"u": jnp.array([[0.0], [3.0], [3.0]]), "v": jnp.array([[0.0], [4.0], [5.0]])}
+    np.testing.assert_allclose(step_sizes(trajectory), [1.0, 1 / 34**0.5])
+
+
+def test_kernel_change_and_alignment_are_frobenius():
+    a, b = normal(0, 5, 5), normal(1, 5, 5)
+    assert relative_kernel_change(a, b) == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(b))
+    cosine = np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
+    assert kernel_alignment(a, b) == pytest.approx(float(cosine))
+    assert kernel_alignment(a, 3 * a) == pytest.approx(1.0)
+    h = np.eye(5) - np.ones((5, 5)) / 5
+    assert kernel_alignment(a, b, centered=True) == pytest.approx(
+        float(kernel_alignment(jnp.asarray(h @ a @ h), jnp.asarray(h @ b @ h)))
+    )
+    assert kernel_alignment(a, a + 7, centered=True) == pytest.approx(1.0)
+
+
+def test_target_alignment_is_that_with_the_outer_product():
+    y = normal(2, 6, 2)
+    theta = normal(3, 6, 6, 2, 2)
+    flat = y.reshape(-1)
+    expected = kernel_alignment(matrix(theta), jnp.outer(flat, flat))
+    assert target_alignment(theta, y) == pytest.approx(float(expected))
+    small = normal(4, 6, 6)
+    assert target_alignment(small, y) == pytest.approx(float(kernel_alignment(small, y @ y.T)))
+    assert target_alignment(y @ y.T, y) == pytest.approx(1.0)
+    shifted = y + 3
+    assert target_alignment(y @ y.T, shifted, centered=True) == pytest.approx(
+        float(target_alignment(y @ y.T, y, centered=True))
+    )
+
+
+def test_the_gap_is_the_root_of_the_mean_square():
+    a, b = normal(0, 7, 2), normal(1, 7, 2)
+    assert tangent_gap(a, b) == pytest.approx(float(jnp.linalg.norm(a - b)) / 14**0.5)
+
+
+def test_patterns_change_where_a_unit_changes_its_sign():
+    module = shallow_mlp(4)
+    x = jnp.array([[-1.0], [0.5], [1.0]])
+    _, w0 = from_linen(module, jax.random.key(0), x)
+    kernel = w0["hidden_0"]["kernel"]
+    w0["hidden_0"] = {"kernel": jnp.ones_like(kernel), "bias": jnp.zeros(4)}
+    w = {**w0, "hidden_0": {"kernel": jnp.ones_like(kernel), "bias": jnp.array([-0.7, 0, 0, 2.0])}}
+    g = preactivations(module)
+    assert pattern_change(g, w0, w0, x) == 0
+    assert pattern_change(g, w, w0, x) == pytest.approx(2 / 12)  # x = 0.5 off in one, -1 on in one
+
+
+def quadratic(forms, slopes):
+    """h_i(w) = slopes_i . w + w^T forms_i w / 2."""
+    return lambda w, x: (x @ (slopes @ w + jnp.einsum("ipq,p,q->i", forms, w, w) / 2))[:, None]
+
+
+def test_kappa_is_exact_for_a_tensor_of_rank_one():
+    z, u = normal(0, 4), normal(1, 6)
+    z, u = z / jnp.linalg.norm(z), u / jnp.linalg.norm(u)
+    forms = 2.5 * jnp.einsum("i,p,q->ipq", z, u, u)
+    slopes, x = normal(2, 4, 6), jnp.eye(4)
+    w0 = normal(3, 6)
+    f, y = quadratic(forms, slopes), normal(4, 4, 1)
+    found = kappa(f, w0, x, y, key=jax.random.key(0))
+    jacobian = jax.jacrev(f)(w0, x)[:, 0]
+    residual = np.linalg.norm(f(w0, x) - y)
+    expected = residual * 2.5 / np.linalg.norm(jacobian, 2) ** 2
+    assert found.first == pytest.approx(float(np.linalg.norm(jacobian, 2)))
+    assert found.second_lower == pytest.approx(2.5, rel=1e-9)
+    assert found.second_upper == pytest.approx(2.5, rel=1e-9)
+    assert found.lower == pytest.approx(float(expected), rel=1e-9)
+    assert found.upper == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_the_bounds_of_kappa_hold_the_tensor_norm_between_them():
+    forms = normal(0, 3, 4, 4)
+    forms = (forms + forms.transpose(0, 2, 1)) / 2
+    f, x = quadratic(forms, normal(1, 3, 4)), jnp.eye(3)
+    found = kappa(f, jnp.zeros(4), x, jnp.ones((3, 1)), key=jax.random.key(0))
+    flattening = np.linalg.norm(np.asarray(forms).reshape(3, 16), 2)
+    assert found.second_upper == pytest.approx(flattening)
+    # a fine search: for each z on the sphere the norm is that of a symmetric matrix
+    points = np.array(normal(5, 20_000, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    searched = np.abs(np.linalg.eigvalsh(np.einsum("si,ipq->spq", points, forms))).max()
+    assert found.second_lower == pytest.approx(searched, rel=1e-3)
+    assert searched <= found.second_lower * (1 + 1e-9)
+    assert found.second_lower < found.second_upper < np.linalg.norm(forms)
+
+
+def test_kappa_of_a_centred_model_falls_as_one_over_alpha():
+    x = jnp.linspace(-1, 1, 6)[:, None]
+    f, w0 = from_linen(shallow_mlp(4, activation="tanh"), jax.random.key(0), x)
+    y = jnp.sin(2 * x)
+    one = kappa(center(f, w0), w0, x, y, key=jax.random.key(1))
+    ten = kappa(scale(center(f, w0), 10.0), w0, x, y, key=jax.random.key(1))
+    assert ten.lower == pytest.approx(float(one.lower) / 10, rel=1e-6)
+    assert ten.upper == pytest.approx(float(one.upper) / 10, rel=1e-9)
+    assert one.first**2 == pytest.approx(float(jnp.linalg.eigvalsh(matrix(ntk(f, w0, x)))[-1]))
+
+
+def test_kappa_of_a_linear_model_is_zero():
+    found = kappa(
+        lambda w, x: x * w,
+        2.0 * jnp.ones(()),
+        jnp.ones((3, 1)),
+        jnp.zeros((3, 1)),
+        key=jax.random.key(0),
+    )
+    assert found.lower == found.upper == 0
+
+
+ONE = {"a": np.ones(2)}
+KERNEL = np.eye(3)
+BAD = {
+    "other weights": (lambda: relative_weight_movement(W, ONE), "`params` must have the structure"),
+    "other layers": (
+        lambda: layer_movement(W, ONE),
+        "`params` must have the structure of `params0`",
+    ),
+    "one step": (
+        lambda: step_sizes({"a": np.ones((1, 2))}),
+        "`params` must hold the weights of at",
+    ),
+    "a bare number": (
+        lambda: step_sizes({"a": np.ones(())}),
+        "`params` must have the batch on axis",
+    ),
+    "another kernel": (lambda: relative_kernel_change(KERNEL, np.eye(2)), "`kernel` must have the"),
+    "another alignment": (lambda: kernel_alignment(KERNEL, np.eye(2)), "`a` must have the shape"),
+    "other targets": (
+        lambda: target_alignment(jnp.eye(3), jnp.ones((2, 1))),
+        "`y` must be the targets",
+    ),
+    "other predictions": (
+        lambda: tangent_gap(np.ones(3), np.ones((3, 1))),
+        "`prediction` must have",
+    ),
+    "other patterns": (
+        lambda: pattern_change(lambda w, x: x, W, ONE, 0),
+        "`params` must have the str",
+    ),
+    "no restarts": (
+        lambda: kappa(lambda w, x: w * x, 1.0, np.ones((2, 1)), np.ones((2, 1)), key=0, restarts=0),
+        "`restarts` must be at least 1, got 0",
+    ),
+    "no iterations": (
+        lambda: kappa(
+            lambda w, x: w * x, 1.0, np.ones((2, 1)), np.ones((2, 1)), key=0, iterations=0
+        ),
+        "`iterations` must be at least 1, got 0",
+    ),
+    "flat targets": (
+        lambda: kappa(lambda w, x: w * x, 1.0, np.ones((2, 1)), np.ones(2), key=0),
+        r"`y` must have shape \(2, 1\), got \(2,\). Use y\[:, None\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_integer_parameters_have_no_kappa():
+    with pytest.raises(TypeError, match="`params0` must hold floats"):
+        kappa(lambda w, x: w * x, 1, np.ones((2, 1)), np.ones((2, 1)), key=0)
