@@ -27,20 +27,21 @@ _ABOUT = """Run the experiments of the practical and look at their figures.
 """
 
 
+_COMMANDS = ("list", "run", "plot", "report")
+
+
 def _parser() -> argparse.ArgumentParser:
+    """Make the parser of what every command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
+        usage="python -m experiments list | run NAME... | plot NAME... | report  [options]",
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", choices=["list", "run", "plot", "report"])
-    parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument(
-        "--quick", action="store_true", help="everything in small, for a first look"
-    )
+    parser.add_argument("--quick", action="store_true", help="everything in small: a first look")
     parser.add_argument("--seed", type=int, help="seed of every experiment that is run")
     parser.add_argument("--force", action="store_true", help="run what is finished again")
     parser.add_argument("-h", "--help", action="store_true", help="show this, or the flags of NAME")
@@ -48,13 +49,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _split(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Separate what all experiments take from the flags of one config."""
-    words = [i for i, word in enumerate(arguments) if word.startswith("-")]
-    flags = words[0] if words else len(arguments)
-    known, rest = _parser().parse_known_args(arguments[flags:])
-    first = _parser().parse_args(arguments[:flags])
-    known.command, known.names = first.command, [*first.names]
-    return known, rest
+    """Separate the command and its names, what all commands take, and the flags of one config."""
+    first_flag = next((i for i, word in enumerate(arguments) if word.startswith("-")), None)
+    words, flags = arguments[:first_flag], arguments[len(arguments[:first_flag]) :]
+    options, rest = _parser().parse_known_args(flags)
+    options.command, options.names = (words[0] if words else None), words[1:]
+    return options, rest
 
 
 def _configs(options: argparse.Namespace, rest: list[str], table: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         _parser().print_help()
         return 0 if options.help else 2
     try:
+        checks.one_of("command", options.command, _COMMANDS)
         table = runner.discover()
         if rest and options.command != "run":
             raise ValueError(

@@ -4,7 +4,7 @@ What the experiments that train a network share. Everything has the members (see
 on axis 0, so that one call trains an ensemble, and `join` puts models of different shapes together.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +22,8 @@ from lazyjax.spectrum import critical_learning_rate
 from lazyjax.tangent import linearize
 from lazyjax.training import log_grid, scale_loss, train_ensemble
 from lazyjax.types import Dataset, History, ModelFunction, Params
+
+_sgd = cache(optax.sgd)  # one object a rate: what is trained again is not compiled again
 
 CURVE_POINTS = 600  # of a curve that is stored, log-spaced
 KERNEL_POINTS = 16  # steps at which the kernel is measured, log-spaced
@@ -62,14 +64,21 @@ def _closed_form(
 
 
 @jax.jit
-def _kernels(f: ModelFunction, on_grid: Params, x: jax.Array) -> jax.Array:
-    """Compute the trace kernel of one member at each of its recorded parameters."""
-    return jax.lax.map(lambda w: ntk(f, w, x, reduce="trace"), on_grid)
+@partial(jax.vmap, in_axes=(0, 0, None))
+def _kernels(f: ModelFunction, on_grid: Params, x: jax.Array) -> dict[str, jax.Array]:
+    """Compute the trace kernel of each member at each of its recorded parameters."""
+    kernels = jax.lax.map(lambda w: ntk(f, w, x, reduce="trace"), on_grid)
+    return {
+        "kernels": kernels,
+        "kernel_change": jax.vmap(relative_kernel_change, (0, None))(kernels, kernels[0]),
+        "kernel_alignment": jax.vmap(kernel_alignment, (0, None))(kernels, kernels[0]),
+    }
 
 
 @jax.jit
+@partial(jax.vmap, in_axes=(0, 0, None))
 def _outputs(f: ModelFunction, on_grid: Params, x: jax.Array) -> jax.Array:
-    """Compute the outputs of one member at each of its recorded parameters."""
+    """Compute the outputs of each member at each of its recorded parameters."""
     return jax.lax.map(lambda w: f(w, x), on_grid)
 
 
@@ -140,12 +149,13 @@ def compare(
     members = jax.tree.leaves(start)[0].shape[0]
     anchor = start if anchor is None else anchor
     f = f if isinstance(f, Partial) else Partial(f)
-    order = jnp.argsort(data.x[:, 0])
-    data = Dataset(data.x[order], data.y[order])
-    scales = jnp.ones(members, data.y.dtype) if alphas is None else jnp.asarray(alphas)
+    # numpy: each little operation of jnp would cost a compilation
+    order = np.argsort(np.asarray(data.x[:, 0]))
+    data = Dataset(np.asarray(data.x)[order], np.asarray(data.y)[order])
+    scales = np.ones(members, data.y.dtype) if alphas is None else np.asarray(alphas)
 
-    optimizer = optax.sgd(learning_rate, momentum=momentum or None)
-    loss = jax.vmap(lambda a: scale_loss(optax.losses.squared_error, a))(scales)
+    optimizer = _sgd(learning_rate, momentum or None)
+    loss = scale_loss(optax.losses.squared_error, scales)  # one alpha a member
     settings: dict[str, Any] = {"steps": steps, "loss": loss}
     tangent = jax.vmap(linearize)(f, anchor)
     network_history = train_ensemble(f, start, data, optimizer, label="network", **settings)
@@ -161,13 +171,14 @@ def compare(
         ("network", f, network_history),
         ("tangent", tangent, tangent_history),
     ):
-        outputs = jax.vmap(_outputs, (0, 0, None))
-        arrays[f"{name}_train"] = outputs(model, history.params, data.x)
-        arrays[f"{name}_grid"] = outputs(model, history.params, grid_x)
+        outputs = _outputs(model, history.params, np.concatenate([data.x, grid_x]))
+        arrays[f"{name}_train"] = outputs[:, :, : len(data.x)]
+        arrays[f"{name}_grid"] = outputs[:, :, len(data.x) :]
 
     closed = partial(_closed_form, momentum=momentum)
+    rate = np.asarray(learning_rate, data.y.dtype)
     arrays |= jax.vmap(closed, (0, 0, 0, None, None, None, None, 0))(
-        f, start, anchor, data, grid_x, grid, jnp.asarray(learning_rate, data.y.dtype), scales
+        f, start, anchor, data, grid_x, grid, rate, scales
     )
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
     arrays["closed_loss"] = (
@@ -180,14 +191,9 @@ def compare(
 
     which = np.unique(np.linspace(0, len(grid) - 1, KERNEL_POINTS).astype(int))
     on_grid = jax.tree.map(lambda w: w[:, which], network_history.params)
-    kernels = jax.vmap(_kernels, (0, 0, None))(f, on_grid, data.x)
-    by_step = jax.vmap(jax.vmap(relative_kernel_change, (0, None)))
+    kernels = _kernels(f, on_grid, data.x)
+    arrays |= {name: np.asarray(value) for name, value in kernels.items()}
     arrays["kernel_steps"] = grid[which]
-    arrays["kernels"] = np.asarray(kernels)
-    arrays["kernel_change"] = np.asarray(by_step(kernels, kernels[:, 0]))
-    arrays["kernel_alignment"] = np.asarray(
-        jax.vmap(jax.vmap(kernel_alignment, (0, None)))(kernels, kernels[:, 0])
-    )
     return arrays, network_history
 
 

@@ -26,9 +26,7 @@ def distances():
     """Sup over time of what Theorem 2.2 bounds, for each alpha."""
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = ((2, 10), (10, 10), (10, 1))
-    weights = [
-        jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(keys, shapes, strict=False)
-    ]
+    weights = [jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(keys, shapes, strict=False)]
     w0 = {"hidden": weights[:2], "output": weights[2]}
     x = jax.random.normal(keys[3], (8, 2))
     data = Dataset(x, jnp.sin(2 * x[:, :1]))

@@ -1,0 +1,36 @@
+"""What the README says is run, and what it shows is there."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments import runner
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_own_model_of_the_readme_runs_and_says_how_lazy_it_was(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
+        names = {}
+        exec(code, names)
+    printed = capsys.readouterr().out
+    assert re.search(r"loss \d\S+ \(tangent model \d\S+\)", printed)
+    assert re.search(r"weights moved by \S+%, kernel by \S+%, gap \S+", printed)
+    assert names["network"].loss[-1] < names["network"].loss[0]
+    assert np.isfinite(names["gap"])
+
+
+def test_the_readme_names_every_experiment_and_no_other():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", README, flags=re.MULTILINE)
+    table = runner.discover()
+    assert [name for name, _ in rows] == list(table)
+    for name, question in rows:
+        assert question == runner.question(table[name])
+
+
+def test_the_pictures_of_the_readme_are_there():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (Path(__file__).parent.parent / picture).is_file()
