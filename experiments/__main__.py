@@ -16,6 +16,7 @@ from rich.table import Table
 
 from experiments import runner
 from experiments.report import write_report
+from lazyjax import checks
 
 _ABOUT = """Run the experiments of the practical and look at their figures.
 
@@ -130,6 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as told:  # help, or a flag that tyro has refused
+        return int(told.code or 0)
     except (KeyboardInterrupt, runner.Interrupted) as stop:
         print(str(stop) or "Interrupted.", file=sys.stderr)
         return 130

@@ -87,12 +87,11 @@ def _rms(difference: np.ndarray) -> np.ndarray:
 
 
 def _curves(name: str, history: History, at: np.ndarray) -> dict[str, np.ndarray]:
+    diverged_at = history.diverged_at if isinstance(history.diverged_at, tuple) else ()
     curves = {
         f"{name}_loss": history.loss[:, at],
         f"{name}_movement": history.weight_movement[:, at],
-        f"{name}_diverged_at": np.array(
-            [-1 if t is None else t for t in history.diverged_at or ()]
-        ),
+        f"{name}_diverged_at": np.array([-1 if t is None else t for t in diverged_at]),
     }
     layers = {
         f"{name}_layer/{leaf}": curve[:, at] for leaf, curve in history.layer_movement.items()

@@ -114,7 +114,7 @@ def _to_numpy(leaf: Any) -> np.ndarray:
 
 def _from_numpy(array: np.ndarray, like: Any) -> Any:
     if _is_key(like):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     dtype = np.dtype(jnp.result_type(like))
     return array if dtype.isbuiltin == 1 else array.view(dtype)
 
@@ -248,7 +248,9 @@ def save_history(path: str | PathLike[str], history: History) -> None:
     arrays |= {f"layer/{name}": curve for name, curve in history.layer_movement.items()}
     arrays |= _leaves(history.params)
     facts = {"relative_to_all": history.relative_to_all, "diverged_at": history.diverged_at}
-    write_whole(path, pack({**arrays, "facts": np.array(json.dumps(facts)), _ABOUT: "history"}))
+    write_whole(
+        path, pack({**arrays, "facts": np.array(json.dumps(facts)), _ABOUT: np.array("history")})
+    )
 
 
 def load_history(path: str | PathLike[str], like: Params) -> History:

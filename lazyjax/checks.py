@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lazyjax.types import ModelFunction, Params
 
 
 def is_known(value: Any) -> bool:
     """Tell whether every leaf is a concrete value, not a tracer."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:

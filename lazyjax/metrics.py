@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from lazyjax import checks
@@ -260,10 +261,10 @@ def _kappa(
     restarts: int,
     iterations: int,
 ) -> Kappa:
-    flat0, unravel = jax.flatten_util.ravel_pytree(params0)
+    flat0, unravel = ravel_pytree(params0)
 
     def outputs(w: jax.Array) -> jax.Array:
-        return jax.flatten_util.ravel_pytree(f(unravel(w), x))[0]
+        return ravel_pytree(f(unravel(w), x))[0]
 
     def directional(w: jax.Array, u: jax.Array) -> jax.Array:  # J(w) u
         return jvp(outputs, w, u)[1]
@@ -271,7 +272,7 @@ def _kappa(
     h0 = outputs(flat0)
     jacobian = jax.vmap(jax.vjp(outputs, flat0)[1])(jnp.eye(h0.size, dtype=h0.dtype))[0]
     first = jnp.sqrt(jnp.linalg.eigvalsh(jacobian @ jacobian.T)[-1])
-    residual = jnp.linalg.norm(h0 - jax.flatten_util.ravel_pytree(y)[0])
+    residual = jnp.linalg.norm(h0 - ravel_pytree(y)[0])
 
     def second(u: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array]]]:
         """Give u -> D2h(u, .) as the pullback of w -> J(w) u."""

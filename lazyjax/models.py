@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.core import unfreeze
 from jax.tree_util import Partial
 
 from lazyjax import checks
@@ -346,7 +346,7 @@ def from_linen(
             )
         # under jit: one compilation, where every little operation would have its own
         variables = jax.jit(lambda key, x: module.init(key, x, method=method, **call))(key, x)
-    variables = flax.core.unfreeze(variables)
+    variables = unfreeze(dict(variables or {}))
     if "params" not in variables:
         raise ValueError(
             f"`variables` must hold the collection 'params', got {sorted(variables)}. "

@@ -8,6 +8,7 @@ colour tells the model too. The arrays are those of a comparison, members on axi
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,9 @@ from matplotlib.ticker import MaxNLocator
 
 Arrays = Mapping[str, np.ndarray]
 
-MODELS = {  # name: label, line style, colour where the members are seeds
+MODELS: dict[
+    str, tuple[str, Any, str]
+] = {  # name: label, line style, colour where the members are seeds
     "network": ("network", "-", "#0072B2"),
     "tangent": ("tangent model", "--", "#D55E00"),
     "closed": ("closed form", ":", "black"),
@@ -45,9 +48,7 @@ def _alpha(labels: Sequence[str] | None, arrays: Arrays) -> float:
     return 1.0 if labels is not None or _members(arrays) == 1 else 0.45
 
 
-def _legend(
-    ax: Axes, labels: Sequence[str] | None, models: Sequence[str], **options: object
-) -> None:
+def _legend(ax: Axes, labels: Sequence[str] | None, models: Sequence[str]) -> None:
     """Explain lines by model and colours by member, each once."""
     handles = [
         Line2D(
@@ -63,7 +64,7 @@ def _legend(
         Line2D([], [], color=_colour(labels, i, "network"), linewidth=3, label=label)
         for i, label in enumerate(labels or ())
     ]
-    ax.legend(handles=handles, **options)
+    ax.legend(handles=handles)
 
 
 def data(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
@@ -194,7 +195,10 @@ def training(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
     if np.isfinite(largest) and largest > 0:
         axes[1].set_ylim(largest * 1e-4, largest * 3)
     _legend(axes[0], labels, list(MODELS))
-    gaps = {"gap_train": ("training points", "-"), "gap_grid": ("grid", "-.")}
+    gaps: dict[str, tuple[str, Any]] = {
+        "gap_train": ("training points", "-"),
+        "gap_grid": ("grid", "-."),
+    }
     for i in range(_members(arrays)):
         for name, (_, line) in gaps.items():
             colour = "#0072B2" if name == "gap_train" else "#009E73"

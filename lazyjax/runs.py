@@ -259,7 +259,9 @@ def run(
     )
     edges = np.searchsorted(grid, plan.chunk * np.arange(chunks + 1))
     plan = plan._replace(capacity=int(np.max(np.diff(edges))))
-    keys = None if full else key if members is None else jax.random.split(key, members)
+    keys = None if full or key is None else key
+    if keys is not None and members is not None:
+        keys = jax.random.split(keys, members)
 
     lead = () if members is None else (members,)
     state = loop.start(optimizer, members, params)
@@ -271,7 +273,7 @@ def run(
     )
     begin = 0
 
-    def where(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def where(chunk: int) -> tuple[Any, ...]:
         local = grid[edges[chunk] : edges[chunk + 1]] - chunk * plan.chunk
         bounds = np.searchsorted(local, plan.block * np.arange(plan.blocks + 1))
         local = np.pad(local, (0, plan.capacity - len(local)))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.derivatives import jvp, linearization
@@ -210,11 +211,11 @@ def center(f: ModelFunction, params0: Params) -> Partial:
     return Partial(_centered, f, params0)
 
 
-def _scaled(f: ModelFunction, alpha: jax.Array, params: Params, x: Any) -> Any:
+def _scaled(f: ModelFunction, alpha: ArrayLike, params: Params, x: Any) -> Any:
     return jax.tree.map(lambda y: jnp.asarray(alpha, y.dtype) * y, f(params, x))
 
 
-def scale(f: ModelFunction, alpha: jax.Array | float) -> Partial:
+def scale(f: ModelFunction, alpha: ArrayLike) -> Partial:
     """Multiply the output of a model by alpha.
 
     Parameters

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from lazyjax import checks, loop
 from lazyjax.data import check_dataset
@@ -19,20 +20,20 @@ from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
 __all__ = ["log_grid", "progress", "scale_loss", "train", "train_ensemble"]
 
 
-def _over_alpha_squared(loss: Loss, alpha: jax.Array, prediction: Any, y: Any) -> jax.Array:
+def _over_alpha_squared(loss: Loss, alpha: ArrayLike, prediction: Any, y: Any) -> jax.Array:
     value = loss(prediction, y)
     return value / jnp.square(jnp.asarray(alpha, value.dtype))
 
 
-def scale_loss(loss: Loss, alpha: jax.Array | float) -> Partial:
+def scale_loss(loss: Loss, alpha: ArrayLike) -> Partial:
     """Divide a loss by alpha^2, the companion of `lazyjax.tangent.scale`.
 
     Parameters
     ----------
     loss : callable
         `loss(prediction, y)`, an Optax loss.
-    alpha : float
-        The output scale, above 0.
+    alpha : float, or (E,) array
+        The output scale, above 0; one a member for an ensemble.
 
     Returns
     -------

@@ -26,10 +26,10 @@ def leaf_names(params: Params) -> tuple[str, ...]:
 
 
 class Dataset(NamedTuple):
-    """Inputs `x (N, ...)` and targets `y (N, *out)`."""
+    """Inputs `x (N, ...)` and targets `y (N, *out)`: arrays, or pytrees of them."""
 
-    x: jax.Array
-    y: jax.Array
+    x: Any
+    y: Any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,8 @@ def main() -> None:
     console = Console(width=110)
     console.print(table)
     console.print(
-        "* loops of more than 5 000 steps are timed on 5 000, after a warm-up, and scaled; of the 99\n"
-        "dimensions of bias_complexity, 8 are timed. lazyjax runs every step; its times hold\n"
+        "* loops of more than 5 000 steps are timed on 5 000, after a warm-up, and scaled; of the\n"
+        "99 dimensions of bias_complexity, 8 are timed. lazyjax runs every step; its times hold\n"
         "histories of loss and movement at every step, PyTorch's a copy of the output bias."
     )
     console.print(

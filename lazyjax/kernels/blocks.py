@@ -97,7 +97,7 @@ def assemble(block: Block, x1: Any, x2: Any | None, sizes: tuple[int, int]) -> j
     blocks2 = blocks1 if symmetric else _in_blocks(x2, n2, b2)
     count1, count2 = math.ceil(n1 / b1), math.ceil(n2 / b2)
 
-    def at(blocks: Any, i: jax.Array) -> Any:
+    def at(blocks: Any, i: jax.Array | int) -> Any:
         return jax.tree.map(lambda a: a[i], blocks)
 
     def put(kernel: jax.Array, found: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:

@@ -311,8 +311,8 @@ def ntk(
     No 1/N and no 1/P: with the parameters of a standard network the kernel grows with its width.
     With F operations for one evaluation of one example, P parameters and N examples on each side,
     Jacobian contraction takes about 2 N K F + N^2 K^2 P (K instead of K^2 unless reduce="none"; 1
-    for "sum") and NTK-vector products 2 N^2 K F. "auto" counts F in the jaxpr and takes the smaller;
-    only contraction works without reverse mode (`while`), then by P columns.
+    for "sum") and NTK-vector products 2 N^2 K F. "auto" counts F in the jaxpr and takes the
+    smaller; only contraction works without reverse mode (`while`), then by P columns.
     Works under `jit`, `vmap` over params, and is differentiable by them.
 
     References
