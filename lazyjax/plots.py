@@ -323,7 +323,7 @@ def kernels(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
         before, after = arrays["kernels"][i, 0], arrays["kernels"][i, -1]
         top = float(max(np.abs(before).max(), np.abs(after).max()))
         low = float(min(before.min(), after.min(), 0.0))
-        row = ((before, "before"), (after, "after"), (after - before, "after - before"))
+        row = ((before, "before"), (after, "after"), (after - before, "after less before"))
         for j, (kernel, title) in enumerate(row):
             ax = figure.add_subplot(grid[i, j])
             reach = float(np.abs(kernel).max()) or 1.0
@@ -334,10 +334,14 @@ def kernels(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
             ax.grid(visible=False)
             ax.set_xticks([])
             ax.set_yticks([])
-            who = "" if labels is None else f"{labels[i]}, "
-            ax.set_title(f"kernel, {who}{title}")
-            ax.set_xlabel("training points, by x")
-            figure.colorbar(image, ax=ax, shrink=0.85)
+            if i == 0:
+                ax.set_title(f"kernel {title}")
+            if i == shown - 1:
+                ax.set_xlabel("training points, by x")
+            if j == 0 and labels is not None:
+                ax.set_ylabel(labels[i], fontsize=11)
+            bar = figure.colorbar(image, ax=ax, shrink=0.85)
+            bar.ax.yaxis.get_offset_text().set_position((3.0, 0.0))
     ax = figure.add_subplot(grid[:, 3])
     for i in range(_members(arrays)):
         ax.plot(
