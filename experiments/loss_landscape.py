@@ -4,9 +4,9 @@ The model h(x; w) = f(x, w) (w - w0) is 0 at w0, and its loss is (alpha h - y)^2
 larger alpha, the shorter the way to the data: the tangent model reaches them at a distance of
 y / (alpha f(x, w0)). Look at the window shrinking as alpha^(-3/4), slower than that distance, and
 at the two curves falling together inside it: the landscape does not change, one only sees less of
-it, and what is left is the parabola of the tangent model. At alpha = 1 gradient descent is caught in
-a ripple on the way; from alpha = 10 on it reaches the data, nearer and nearer to where its tangent
-model does: the distance falls as alpha^-2.
+it, and what is left is the parabola of the tangent model. At alpha = 1 gradient descent is caught
+in a ripple on the way; from alpha = 10 on it reaches the data, nearer and nearer to where its
+tangent model does: the distance falls as alpha^-2.
 
 The window of the text for h ends before w0, and the default w0 = 0.4 of its functions differs from
 the 1.5 of its cell: both anchors are drawn here, each with its own tangent model.
@@ -15,6 +15,7 @@ Source: practical, section 15, after rajatvd.github.io/NTK; Chizat, Oyallon, Bac
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -243,15 +244,12 @@ def _plot_landscapes(results: Results) -> Figure:
         for name, label in (("network", "model h"), ("tangent", "tangent model"))
     ]
     blue, red = plots.MODELS["network"][2], plots.MODELS["tangent"][2]
-    dot = {"linestyle": "", "marker": "o"}
+    dot: dict[str, Any] = {"linestyle": "", "marker": "o"}
     handles += [
         Line2D([], [], linestyle="", marker="s", color="black", label=r"start, $w_0$"),
         Line2D([], [], color=blue, label="model after gradient descent", **dot),
-        Line2D(
-            [], [], color=red, markerfacecolor="none", markersize=9, label="tangent model", **dot
-        ),
+        Line2D([], [], color=red, markerfacecolor="none", label="tangent model after it", **dot),
     ]
-    handles[-1].set_label("tangent model after it")
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     figure.suptitle(r"windows of $w_0 \pm 2 \,/\, \alpha^{3/4}$ around the start")
     return figure
@@ -260,7 +258,10 @@ def _plot_landscapes(results: Results) -> Figure:
 def _plot_model(results: Results) -> Figure:
     arrays, config = results.arrays, results.config
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9))
-    titles = (f"anchor of the cell, $w_0$ = {config.w0:g}", f"default of the text, $w_0$ = {TEXT_W0:g}")
+    titles = (
+        f"anchor of the cell, $w_0$ = {config.w0:g}",
+        f"default of the text, $w_0$ = {TEXT_W0:g}",
+    )
     for ax, anchor, title in zip(axes, (config.w0, TEXT_W0), titles, strict=True):
         ws = arrays[f"w/{anchor:g}"]
         for name, label in (("network", "h"), ("tangent", "tangent model of h")):
@@ -302,9 +303,7 @@ def _plot_limit(results: Results) -> Figure:
     axes[0].set(
         title="where gradient descent ends", ylabel="distance in w", ylim=(ends.min() / 3, None)
     )
-    axes[1].plot(
-        alphas, curve("difference of the losses over the largest"), "D-", color=orange
-    )
+    axes[1].plot(alphas, curve("difference of the losses over the largest"), "D-", color=orange)
     axes[1].set(
         title="loss of the model against that of the tangent model",
         ylabel="largest difference in the window, relative",
@@ -334,10 +333,10 @@ def conclude(results: Results) -> list[str]:
     distance = "slope of the distance of the two ends over the last two alphas"
     formula = "largest relative difference between linearize and the text's formula"
     return [
-        f"In the window of alpha = {alphas[0]:g} the loss of the model has {first[minima]:.0f} "
-        f"local minima and differs from its tangent model's by {first[difference]:.2g} of the "
-        f"largest value; at alpha = {alphas[-1]:g} it has {last[minima]:.0f}, and differs by "
-        f"{last[difference]:.2g}.",
+        f"In the window of alpha = {alphas[0]:g} local minima of the loss of the model: "
+        f"{first[minima]:.0f}; it differs from that of its tangent model by "
+        f"{first[difference]:.2g} of the largest value. At alpha = {alphas[-1]:g}: "
+        f"{last[minima]:.0f}, and {last[difference]:.2g}.",
         "Gradient descent from w0 ends at w - w0 = "
         f"{first['displacement of the network by gradient descent']:.3g} (tangent model "
         f"{first['displacement of the tangent model by gradient descent']:.3g}) at alpha = "

@@ -10,6 +10,7 @@ Source: practical, section 1 (100-point grid on [-1, 1]; n = 15, no noise, targe
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,7 @@ class Config:
         checks.whole("grid_points", self.grid_points, least=2)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def best_periodic(target: Target, period: float, x: jax.Array) -> jax.Array:
     """Evaluate the best predictor of a period on [-1, 1]: the mean over all points that it joins.
 
@@ -117,8 +119,8 @@ def run(config: Config) -> Results:
 
     summary = {}
     for name, target in TARGETS.items():
-        arrays[f"target/{name}"] = np.asarray(target(grid))
-        values = np.asarray(target(jnp.asarray(fine)), np.float64)
+        arrays[f"target/{name}"] = np.asarray(jax.jit(target)(grid))
+        values = np.asarray(jax.jit(target)(jnp.asarray(fine)), np.float64)
         line = np.polyval(np.polyfit(fine, values, 1), fine)
         arrays[f"periodic/{name}"] = np.asarray(best_periodic(target, 1.0, grid))
         risks = (np.var(values), np.mean((values - line) ** 2), risk_floor(name, 1.0))
@@ -143,9 +145,7 @@ def plot(results: Results) -> dict[str, Figure]:
     """Draw the targets, the data set, and what simple predictors leave."""
     arrays, config, summary = results.arrays, results.config, results.summary
     grid = arrays["grid_x"][:, 0]
-    figure, axes = plt.subplots(
-        1, 3, figsize=(14, 3.9), gridspec_kw={"width_ratios": (1, 1, 1.45)}
-    )
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.9), gridspec_kw={"width_ratios": (1, 1, 1.45)})
     for colour, name in zip(plots.COLOURS, TARGETS, strict=False):
         axes[0].plot(grid, arrays[f"target/{name}"][:, 0], color=colour, label=name)
     axes[0].set(title="target functions", xlabel="x", ylabel="target(x)")

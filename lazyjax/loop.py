@@ -113,15 +113,20 @@ def _run_chunk(
 
         def at(offset: jax.Array) -> Params:  # the weights of a row, or the last finite ones
             offset = jnp.minimum(offset, diverged_at - 1 - begin)
+            row = jnp.maximum(offset, 0)
             return jax.tree.map(
-                lambda row, w: jnp.where(offset < 0, w, row[jnp.maximum(offset, 0)]),
+                lambda r, w: jnp.where(
+                    offset < 0, w, jax.lax.dynamic_index_in_dim(r, row, keepdims=False)
+                ),
                 rows,
                 state.last_finite,
             )
 
         def record(slot: jax.Array, recorded: Params) -> Params:
             w = at(grid[slot] - number * plan.block)
-            return jax.tree.map(lambda r, wi: r.at[slot].set(wi), recorded, w)
+            return jax.tree.map(
+                lambda r, wi: jax.lax.dynamic_update_index_in_dim(r, wi, slot, axis=0), recorded, w
+            )
 
         recorded = jax.lax.fori_loop(first, last, record, recorded)
         last_finite = at(jnp.asarray(plan.block - 1, jnp.int32))

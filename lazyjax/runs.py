@@ -28,8 +28,8 @@ from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, leaf_na
 
 _BLOCK_STEPS = 64  # enough to spread what a block costs over its steps
 _BLOCK_NUMBERS = 2**20  # weights of a block, at most: they stay in the cache
-_UNROLL = 4  # of a small model's steps cost as little to compile, and a third less to run
-_UNROLL_NUMBERS = 2**14
+_UNROLL = 2  # a third less time for the steps of a small model, and little more to compile
+_UNROLL_NUMBERS = 2**12
 _CHUNK_STEPS = 5000
 _CHUNK_NUMBERS = 2**26  # weights stepped over in a chunk: large models report after few steps
 _ROUNDING = 50  # eps sqrt(steps) this many times: where rounding costs a movement one percent

@@ -15,12 +15,18 @@ from lazyjax.tangent import center, scale
 from lazyjax.training import scale_loss, train, train_ensemble
 from lazyjax.types import Dataset
 
+WIDTHS = (5, 10, 100, 1000)
+_SLOW = 0.2 * np.pi  # the frequency of section 24
 _sgd = cache(optax.sgd)  # one optimiser a learning rate: what is made twice is compiled twice
 
 
 @cache
-def _data(n=15, noise=0.0):
+def _draw(n, noise):
     return make_dataset(jax.random.key(0), n=n, noise=noise)
+
+
+def _data(n=15, noise=0.0):
+    return _draw(n, noise)  # one cache entry, however it is called
 
 
 @cache
@@ -53,7 +59,7 @@ def random_inits():
 
 
 def width_sweep():
-    for width in (5, 10, 100, 1000):
+    for width in WIDTHS:
         f, params = _network(shallow_mlp(width))
         train(f, params, _data(), _sgd(2e-3), steps=50_000)
 
@@ -95,12 +101,12 @@ def _sweep():
         "bias": (bound * rng.uniform(-1, 1, (990, 1, 1))).astype(np.float32),
     }
     noisy = _data(50, 0.05)
-    features = sinusoidal_features(noisy.x, dimension=198, frequency=0.2 * np.pi)
+    features = sinusoidal_features(noisy.x, dimension=198, frequency=_SLOW)
     return Partial(_masked, masks), params, Dataset(features, noisy.y)
 
 
 def bias_complexity():
-    f, params = _network(Sinusoidal(30, 0.2 * np.pi))
+    f, params = _network(Sinusoidal(30, _SLOW))
     train(f, params, _data(50, 0.05), _sgd(0.01), steps=2000)
     train_ensemble(*_sweep(), _sgd(0.1), steps=1000)
 
@@ -108,6 +114,19 @@ def bias_complexity():
 def flow_vs_descent():
     starts = np.random.default_rng(0).uniform(-1.5, 1.5, (100, 2)).astype(np.float32)
     descend(starts, np.array([1e-4, 2e-3], np.float32), 10_000)
+
+
+def set_up():
+    """Draw the data and the initial weights of every section; they are kept for the timings."""
+    for data in ((15, 0.0), (10, 0.0), (50, 0.05)):
+        _data(*data)
+    alone = [deep_mlp(10), deep_mlp(8), Sinusoidal(8), Sinusoidal(200), Sinusoidal(30, _SLOW)]
+    for module in [*alone, *(shallow_mlp(width) for width in WIDTHS)]:
+        _network(module)
+    for module in (Sinusoidal(100), shallow_mlp(10), shallow_mlp(100)):
+        _network(module, 10)
+    _scaled()
+    _sweep()
 
 
 SECTIONS = {

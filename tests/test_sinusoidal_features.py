@@ -1,0 +1,172 @@
+"""Models linear in their parameters: always their own tangent model."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.comparison import ensemble
+from experiments.sinusoidal_features import Config, conclude, pad, padded_model, plot, run
+from experiments.sinusoidal_figures import cases, frequency_label, select
+from lazyjax import plots
+from lazyjax.data import make_dataset
+from lazyjax.models import Sinusoidal, from_linen, sinusoidal_features
+from lazyjax.tangent import linearize
+from lazyjax.training import train
+
+CONFIG = Config(steps=300, networks=3, wide_dimension=60, ensemble_dimension=40)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run(CONFIG)
+
+
+def rounding_of(*arrays):
+    return 1e-13 * max(np.abs(a).max() for a in arrays)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "match"),
+    [
+        ({"n": 1}, ValueError, "`n` must be at least 2"),
+        ({"target": "sine"}, ValueError, "`target` must be one of"),
+        ({"frequencies": ()}, ValueError, "number of `frequencies`` must be at least 1"),
+        ({"frequencies": (0.0, 1.0)}, ValueError, "`frequencies` must be positive"),
+        ({"first_k": -1}, ValueError, "`first_k` must be at least 0"),
+        ({"first_k": 0.5}, TypeError, "`first_k` must be a whole number"),
+        ({"dimension": 7}, ValueError, "`dimension` must be even, .* got 7. Use 8"),
+        ({"wide_dimension": 201}, ValueError, "`wide_dimension` must be even"),
+        ({"ensemble_dimension": 0}, ValueError, "`ensemble_dimension` must be at least 2"),
+        ({"networks": 0}, ValueError, "`networks` must be at least 1"),
+        ({"learning_rate": -0.01}, ValueError, "`learning_rate` must be positive"),
+        ({"steps": 0}, ValueError, "`steps` must be at least 1"),
+        ({"wide_steps": 0}, ValueError, "`wide_steps` must be at least 1"),
+    ],
+)
+def test_a_bad_config_is_refused(fields, error, match):
+    with pytest.raises(error, match=match):
+        Config(**fields)
+
+
+@pytest.mark.parametrize("frequency", Config().frequencies)
+@pytest.mark.parametrize(("dimension", "first_k"), [(8, 0), (200, 0), (20, 1)])
+def test_it_equals_its_tangent_model_to_rounding_at_every_step(dimension, first_k, frequency):
+    data = make_dataset(jax.random.key(3), n=15)
+    module = Sinusoidal(dimension, frequency=frequency, first_k=first_k)
+    f, params = from_linen(module, jax.random.key(4), data.x)
+    settings = {"steps": 500, "record": np.arange(501)}
+    network = train(f, params, data, optax.sgd(0.01), **settings)
+    tangent = train(linearize(f, params), params, data, optax.sgd(0.01), **settings)
+    np.testing.assert_array_equal(network.steps, np.arange(501))
+    np.testing.assert_allclose(tangent.loss, network.loss, rtol=1e-10, atol=1e-26)
+    for ours, other in zip(
+        jax.tree.leaves(network.params), jax.tree.leaves(tangent.params), strict=True
+    ):
+        assert ours.shape == other.shape == (501, *ours.shape[1:])
+        np.testing.assert_allclose(ours, other, rtol=0, atol=rounding_of(ours))
+    assert network.weight_movement[-1] > 0.1  # it did learn
+
+
+@pytest.mark.parametrize("first_k", [0, 1])
+@pytest.mark.parametrize(("dimension", "largest"), [(8, 8), (8, 20), (12, 40)])
+def test_padding_changes_no_output_and_no_norm(dimension, largest, first_k):
+    x, frequency = jnp.linspace(-1, 1, 7)[:, None], 0.7
+    module = Sinusoidal(dimension, frequency=frequency, first_k=first_k)
+    f, params = ensemble(module, jax.random.key(0), x, 2)
+    padded = pad(params, largest)
+    assert padded["output"]["kernel"].shape == (2, largest, 1)
+    assert optax.tree.norm(padded) == pytest.approx(float(optax.tree.norm(params)), rel=1e-14)
+    used = jnp.asarray(dimension // 2)
+    for i in range(2):
+        first, second = (
+            jax.tree.map(lambda w, i=i: jnp.asarray(w[i]), p) for p in (params, padded)
+        )
+        ours = padded_model(first_k)(jnp.asarray(frequency), used, second, x)
+        assert ours.shape == (7, 1)
+        np.testing.assert_allclose(ours, f(first, x), atol=1e-14)
+
+
+def test_the_gap_is_rounding_while_the_weights_move(results):
+    for group in ("long", "short"):
+        arrays = {k.removeprefix(f"{group}/"): v for k, v in results.arrays.items() if group in k}
+        limit = rounding_of(arrays["network_train"])
+        assert arrays["gap_train"].max() < limit
+        assert arrays["gap_grid"].max() < limit
+        assert arrays["closed_gap"].max() < 10 * limit
+        assert arrays["kernel_change"].max() == 0.0
+        assert arrays["network_movement"][:, -1].min() > 0.1
+        np.testing.assert_allclose(
+            arrays["closed_movement"][:, -1], arrays["network_movement"][:, -1], rtol=1e-9
+        )
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_each_case_is_the_model_that_it_says(which, at, results):
+    case = cases(CONFIG)[which]
+    arrays = select(results, case, at)
+    dimension = (CONFIG.dimension, CONFIG.wide_dimension, CONFIG.ensemble_dimension)[which]
+    x = jnp.asarray(arrays["x"])
+    phi = sinusoidal_features(x, dimension=dimension, frequency=CONFIG.frequencies[at])
+    design = np.concatenate([phi, np.ones_like(x)], axis=1)  # the bias
+    assert arrays["kernel"].shape == (case.members, CONFIG.n, CONFIG.n)
+    for kernel in arrays["kernel"]:
+        np.testing.assert_allclose(kernel, design @ design.T, atol=1e-12 * kernel.max())
+    residual = arrays["y"] - design @ np.linalg.lstsq(design, arrays["y"], rcond=1e-9)[0]
+    np.testing.assert_allclose(arrays["least_loss"], np.mean(residual**2), atol=1e-9)
+    assert np.all(arrays["network_loss"] >= arrays["least_loss"][:, None] - 1e-12)
+
+
+def test_k_from_0_wastes_a_sine_and_a_cosine(results):
+    ranks = [select(results, cases(CONFIG)[0], at)["rank"] for at in (0, 1)]
+    np.testing.assert_array_equal(ranks, [[7], [7]])
+
+
+def test_no_model_of_period_1_has_a_risk_below_one_twelfth(results):
+    assert results.arrays["floors"][0] == pytest.approx(1 / 12, rel=1e-12)
+    assert results.arrays["floors"][1] == 0.0
+    small, wide, many = cases(CONFIG)
+    for case in (small, wide, many):
+        assert select(results, case, 0)["risk"].min() > 1 / 12
+    assert select(results, small, 1)["risk"][:, -1].max() < 1 / 12
+
+
+def test_the_output_bias_spreads_further_than_all_weights(results):
+    arrays = select(results, cases(CONFIG)[2], 0)
+
+    def spread(movement):
+        return np.max(movement[:, -1]) / np.min(movement[:, -1])
+
+    assert spread(arrays["network_layer/output/bias"]) > 1.5 * spread(arrays["network_movement"])
+
+
+def test_equal_initial_weights_stand_at_every_frequency(results):
+    arrays = [select(results, cases(CONFIG)[2], at) for at in (0, 1)]
+    np.testing.assert_array_equal(arrays[0]["network_grid"].shape, arrays[1]["network_grid"].shape)
+    norms = [a["network_layer/output/bias"][:, 1] * a["network_train"].shape[2] for a in arrays]
+    assert norms[0].shape == norms[1].shape == (CONFIG.networks,)
+
+
+def test_figures_and_conclusions_come_from_the_results(results):
+    with plots.style():
+        figures = plot(results)
+        for figure in figures.values():
+            figure.canvas.draw()
+    assert set(figures) == {"functions", "training", "risk", "kernels"}
+    assert all("nan" not in sentence for sentence in conclude(results))
+
+
+def test_one_frequency_without_a_floor_can_be_drawn():
+    config = Config(
+        frequencies=(math.pi / 3,), first_k=1, steps=5, wide_steps=3, networks=1, wide_dimension=8
+    )
+    results = run(config)
+    assert list(results.summary) == [frequency_label(math.pi / 3)]
+    with plots.style():
+        for figure in plot(results).values():
+            figure.canvas.draw()
+    assert len(conclude(results)) == 3
