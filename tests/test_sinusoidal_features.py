@@ -1,5 +1,6 @@
 """Models linear in their parameters: always their own tangent model."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,8 +10,9 @@ import optax
 import pytest
 
 from experiments.comparison import ensemble
+from experiments.results import Results
 from experiments.sinusoidal_features import Config, conclude, pad, padded_model, plot, run
-from experiments.sinusoidal_figures import cases, frequency_label, select
+from experiments.sinusoidal_figures import SHARED, cases, frequency_label, select
 from lazyjax import plots
 from lazyjax.data import make_dataset
 from lazyjax.models import Sinusoidal, from_linen, sinusoidal_features
@@ -52,8 +54,10 @@ def test_a_bad_config_is_refused(fields, error, match):
         Config(**fields)
 
 
-@pytest.mark.parametrize("frequency", Config().frequencies)
-@pytest.mark.parametrize(("dimension", "first_k"), [(8, 0), (200, 0), (20, 1)])
+@pytest.mark.parametrize(
+    ("dimension", "first_k", "frequency"),
+    [(8, 0, 2 * math.pi), (200, 1, 0.2 * math.pi)],
+)
 def test_it_equals_its_tangent_model_to_rounding_at_every_step(dimension, first_k, frequency):
     data = make_dataset(jax.random.key(3), n=15)
     module = Sinusoidal(dimension, frequency=frequency, first_k=first_k)
@@ -62,7 +66,9 @@ def test_it_equals_its_tangent_model_to_rounding_at_every_step(dimension, first_
     network = train(f, params, data, optax.sgd(0.01), **settings)
     tangent = train(linearize(f, params), params, data, optax.sgd(0.01), **settings)
     np.testing.assert_array_equal(network.steps, np.arange(501))
-    np.testing.assert_allclose(tangent.loss, network.loss, rtol=1e-10, atol=1e-26)
+    assert tangent.loss.shape == network.loss.shape == (501,)
+    # the rms residual is a difference of outputs of order 1, and has their rounding
+    np.testing.assert_allclose(np.sqrt(tangent.loss), np.sqrt(network.loss), rtol=0, atol=1e-14)
     for ours, other in zip(
         jax.tree.leaves(network.params), jax.tree.leaves(tangent.params), strict=True
     ):
@@ -71,8 +77,7 @@ def test_it_equals_its_tangent_model_to_rounding_at_every_step(dimension, first_
     assert network.weight_movement[-1] > 0.1  # it did learn
 
 
-@pytest.mark.parametrize("first_k", [0, 1])
-@pytest.mark.parametrize(("dimension", "largest"), [(8, 8), (8, 20), (12, 40)])
+@pytest.mark.parametrize(("dimension", "largest", "first_k"), [(8, 8, 0), (8, 20, 0), (12, 40, 1)])
 def test_padding_changes_no_output_and_no_norm(dimension, largest, first_k):
     x, frequency = jnp.linspace(-1, 1, 7)[:, None], 0.7
     module = Sinusoidal(dimension, frequency=frequency, first_k=first_k)
@@ -144,13 +149,6 @@ def test_the_output_bias_spreads_further_than_all_weights(results):
     assert spread(arrays["network_layer/output/bias"]) > 1.5 * spread(arrays["network_movement"])
 
 
-def test_equal_initial_weights_stand_at_every_frequency(results):
-    arrays = [select(results, cases(CONFIG)[2], at) for at in (0, 1)]
-    np.testing.assert_array_equal(arrays[0]["network_grid"].shape, arrays[1]["network_grid"].shape)
-    norms = [a["network_layer/output/bias"][:, 1] * a["network_train"].shape[2] for a in arrays]
-    assert norms[0].shape == norms[1].shape == (CONFIG.networks,)
-
-
 def test_figures_and_conclusions_come_from_the_results(results):
     with plots.style():
         figures = plot(results)
@@ -160,13 +158,20 @@ def test_figures_and_conclusions_come_from_the_results(results):
     assert all("nan" not in sentence for sentence in conclude(results))
 
 
-def test_one_frequency_without_a_floor_can_be_drawn():
-    config = Config(
-        frequencies=(math.pi / 3,), first_k=1, steps=5, wide_steps=3, networks=1, wide_dimension=8
+def test_one_frequency_without_a_floor_can_be_drawn(results):
+    config = dataclasses.replace(CONFIG, frequencies=CONFIG.frequencies[1:])
+    arrays = dict(results.arrays)
+    for name, value in arrays.items():
+        if value.shape[:1] == (2,) and name in ("floors", "periodic"):
+            arrays[name] = value[1:]
+        elif name.split("/")[-1] not in SHARED and name != "target":
+            arrays[name] = value[len(value) // 2 :]
+    label = frequency_label(config.frequencies[0])
+    one = Results(config=config, arrays=arrays, summary={label: results.summary[label]})
+    np.testing.assert_array_equal(
+        select(one, cases(config)[2], 0)["risk"], select(results, cases(CONFIG)[2], 1)["risk"]
     )
-    results = run(config)
-    assert list(results.summary) == [frequency_label(math.pi / 3)]
     with plots.style():
-        for figure in plot(results).values():
+        for figure in plot(one).values():
             figure.canvas.draw()
-    assert len(conclude(results)) == 3
+    assert len(conclude(one)) == 3

@@ -98,8 +98,8 @@ def main() -> None:
         "* loops of more than 5 000 steps are timed on 5 000, after a warm-up, and scaled; of the\n"
         "99 dimensions of bias_complexity, 8 are timed. lazyjax runs every step; its times hold\n"
         "histories of loss and movement at every step, PyTorch's a copy of the output bias.\n"
-        f"Not in the table: drawing data and initial weights, {set_up:.1f} s of lazyjax, nearly all "
-        "of it\ncompilation."
+        f"Not in the table: drawing data and initial weights, {set_up:.1f} s of lazyjax, nearly "
+        "all\nof it compilation."
     )
     console.print(
         f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, Python {platform.python_version()}, "
