@@ -2,10 +2,10 @@
 
 Linear models of more and more sinusoidal features, on 50 noisy points. Look at the training loss,
 which falls with the dimension, and at the risk. Gradient descent for a fixed time, as in the
-practical, never sees the peak: its sweep ends just before, and it has fitted only the large
-eigenvalues by then. The minimum-norm solution shows it. Its risk rises by orders of magnitude where
-the numerical rank of the features reaches the number of points, and falls again beyond: the second
-descent. The features are so nearly dependent that the place of the peak depends on the cut-off of
+practical, sees only the foot of the peak: it has fitted only the large eigenvalues by then, and the
+sweep ends before the rank is full. The minimum-norm solution shows it. Its risk rises by orders of
+magnitude where the numerical rank of the features reaches the number of points, and falls again
+beyond: the second descent. The features are so nearly dependent that the place of the peak depends on the cut-off of
 the pseudo-inverse, so it is stated (1e-6 of the largest singular value), and so it does on the
 data: for some data sets, often with a wide gap between two points, the peak comes before the rank
 is full. `--data-seeds 24` counts them.

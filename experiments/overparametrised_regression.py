@@ -183,6 +183,7 @@ def _draw_spectrum(ax: Axes, eigenvalues: np.ndarray, p: int, n: int) -> None:
     density *= max(1.0, ratio)  # of the eigenvalues that are not 0
     ax.plot(grid, density, color="black", label="Marchenko-Pastur")
     zero = f", and {p - n} zeros" if p > n else ""
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])
     ax.set(title=f"{_title(p, n)}{zero}", xlabel=r"eigenvalue of $X X^\top$", ylabel="density")
     ax.legend()
 

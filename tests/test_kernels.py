@@ -1,0 +1,249 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lazyjax.kernels import METHODS, REDUCTIONS, matrix, ntk
+from lazyjax.models import MLP, from_linen
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+PARAMS = {"a": normal(0, 2, 5), "b": normal(1, 5, 4), "bias": normal(2, 1, 4), "c": normal(3, 4, 3)}
+X1, X2 = normal(4, 7, 2), normal(5, 4, 2)
+
+
+def model(params, x):
+    """Two hidden layers and K = 3 outputs: with one layer a kernel with swapped axes would pass."""
+    h = jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"] + params["bias"])
+    return h @ params["c"]
+
+
+def dense_jacobian(f, params, x):
+    """The slow reference: J (N, K, P), from the whole batch at once."""
+    n = x.shape[0]
+    leaves = jax.tree.leaves(jax.jacrev(f)(params, x))
+    k = f(params, x).size // n
+    return np.concatenate([np.asarray(j).reshape(n, k, -1) for j in leaves], axis=-1)
+
+
+def reference(reduce, outputs=None, x2=None, f=model, params=PARAMS):
+    j1 = dense_jacobian(f, params, X1)
+    j2 = j1 if x2 is None else dense_jacobian(f, params, x2)
+    if outputs is not None:
+        j1, j2 = j1[:, list(outputs)], j2[:, list(outputs)]
+    theta = np.einsum("nkp,mlp->nmkl", j1, j2)
+    k = theta.shape[-1]
+    return {
+        "none": theta,
+        "diagonal": np.einsum("nmkk->nmk", theta),
+        "trace": np.einsum("nmkk->nm", theta) / k,
+        "sum": np.einsum("nmkl->nm", theta) / k,
+    }[reduce]
+
+
+@pytest.mark.parametrize("batch_size", [None, (4, 3)])
+@pytest.mark.parametrize("x2", [None, X2], ids=["x1 with itself", "x1 with x2"])
+@pytest.mark.parametrize("outputs", [None, (2, 0)], ids=["all outputs", "two outputs"])
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_dense_jacobian(method, reduce, outputs, x2, batch_size):
+    found = ntk(
+        model, PARAMS, X1, x2, reduce=reduce, method=method, outputs=outputs, batch_size=batch_size
+    )
+    expected = reference(reduce, outputs, x2)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_kernel_of_one_batch_is_symmetric_to_the_last_bit_and_positive(method, batch_size):
+    kernel = ntk(model, PARAMS, X1, method=method, batch_size=batch_size)
+    np.testing.assert_array_equal(kernel, jnp.transpose(kernel, (1, 0, 3, 2)))
+    square = matrix(kernel)
+    assert square.shape == (21, 21)
+    values = jnp.linalg.eigvalsh(square)
+    assert values[0] > -1e-13 * values[-1]
+    jacobian = dense_jacobian(model, PARAMS, X1).reshape(21, -1)
+    np.testing.assert_allclose(square, jacobian @ jacobian.T, rtol=1e-11, atol=1e-12)
+
+
+def test_rows_of_the_matrix_are_as_in_y_reshaped():
+    kernel = ntk(model, PARAMS, X1, X2)
+    square = matrix(kernel)
+    for n, m, k, l in [(0, 0, 0, 0), (6, 3, 2, 1), (5, 0, 1, 2)]:  # noqa: E741 (the paper's symbol)
+        assert square[n * 3 + k, m * 3 + l] == kernel[n, m, k, l]
+
+
+def test_outputs_may_have_several_axes_or_none():
+    def square(params, x):
+        return model(params, x)[:, :2].reshape(-1, 2, 1) * jnp.ones((1, 1, 2))
+
+    kernel = ntk(square, PARAMS, X1, X2)
+    assert kernel.shape == (7, 4, 2, 2, 2, 2)
+    full = reference("none", None, X2)
+    np.testing.assert_allclose(kernel[:, :, :, 0, :, 1], full[:, :, :2, :2], rtol=1e-12)
+    assert ntk(square, PARAMS, X1, X2, reduce="diagonal").shape == (7, 4, 2, 2)
+    assert ntk(square, PARAMS, X1, X2, outputs=[3]).shape == (7, 4, 1, 1)
+    bare = ntk(lambda w, x: model(w, x)[:, 0], PARAMS, X1, X2)
+    assert bare.shape == (7, 4)
+    np.testing.assert_allclose(bare, full[:, :, 0, 0], rtol=1e-12)
+
+
+@jax.custom_vjp
+def sine(h):
+    return jnp.sin(h)
+
+
+sine.defvjp(lambda h: (jnp.sin(h), h), lambda h, g: (g * jnp.cos(h),))
+
+
+def by_while(params, x):
+    """Three tanh in a while loop: forward mode only."""
+    start = (0, x @ params["a"] @ params["b"])
+    _, h = jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.tanh(s[1])), start)
+    return h @ params["c"]
+
+
+def by_scan(params, x):
+    h = x @ params["a"] @ params["b"]
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h), None), h, length=3)[0] @ params["c"]
+
+
+SAME = {
+    "custom_vjp": (lambda w, x: sine(model(w, x)), lambda w, x: jnp.sin(model(w, x))),
+    "a while loop": (by_while, by_scan),
+    "scan": (by_scan, lambda w, x: jnp.tanh(jnp.tanh(jnp.tanh(x @ w["a"] @ w["b"]))) @ w["c"]),
+    "remat": (jax.checkpoint(model), model),
+    "jit inside": (jax.jit(model), model),
+    "cond": (lambda w, x: jax.lax.cond(w["a"][0, 0] < 9, model, by_scan, w, x), model),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_what_a_model_is_made_of_does_not_change_its_kernel(name, method):
+    f, g = SAME[name]
+    if name == "a while loop" and method == "ntk_vector_products":
+        with pytest.raises(ValueError, match="`method` must not be ntk_vector_products.*while"):
+            ntk(f, PARAMS, X1, X2, method=method)
+        return
+    expected = reference("none", None, X2, f=g)
+    np.testing.assert_allclose(
+        ntk(f, PARAMS, X1, X2, method=method), expected, rtol=1e-11, atol=1e-12
+    )
+
+
+def test_parameters_that_are_integers_or_do_not_matter_are_constants():
+    params = {**PARAMS, "steps": jnp.arange(3), "unused": jnp.ones(4)}
+    np.testing.assert_allclose(
+        ntk(model, params, X1, X2), reference("none", None, X2), rtol=1e-12, atol=1e-13
+    )
+
+
+def test_pytrees_go_in_and_come_out():
+    def f(params, x):
+        y = model(params, x["left"] + x["right"])
+        return {"two": y[:, :2], "last": y[:, 2]}
+
+    x1, x2 = {"left": X1, "right": 0 * X1}, {"left": 0 * X2, "right": X2}
+    found = ntk(f, PARAMS, x1, x2)
+    full = reference("none", None, X2)
+    assert set(found) == {"two", "last"}
+    np.testing.assert_allclose(found["two"], full[:, :, :2, :2], rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(found["last"], full[:, :, 2, 2], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_works_under_jit_and_vmap_and_can_be_differentiated(method):
+    stacked = jax.tree.map(lambda w: jnp.stack([w, w + 0.1]), PARAMS)
+    kernels = jax.jit(jax.vmap(lambda w: ntk(model, w, X1, method=method)))(stacked)
+    np.testing.assert_allclose(kernels[0], ntk(model, PARAMS, X1), rtol=1e-11, atol=1e-12)
+
+    def trace(w):
+        return jnp.sum(ntk(model, w, X1, reduce="trace", method=method))
+
+    slope = jax.grad(trace)(PARAMS)
+    step = jax.tree.map(lambda g: 1e-6 * g, slope)
+    ahead = trace(jax.tree.map(jnp.add, PARAMS, step))
+    behind = trace(jax.tree.map(jnp.subtract, PARAMS, step))
+    square = sum(jnp.sum(g**2) for g in jax.tree.leaves(slope))
+    assert (ahead - behind) / 2e-6 == pytest.approx(float(square), rel=1e-6)
+
+
+def test_a_convolution_of_flax_has_the_kernel_of_its_jacobian():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.gelu(nn.Conv(3, (3, 3), param_dtype=x.dtype)(x))
+            h = nn.LayerNorm(param_dtype=x.dtype)(
+                nn.gelu(nn.Conv(4, (3, 3), strides=2, param_dtype=x.dtype)(h))
+            )
+            return nn.Dense(2, param_dtype=x.dtype)(h.mean((1, 2)))
+
+    with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
+        x = normal(6, 4, 6, 6, 2)
+        f, params = from_linen(Net(), jax.random.key(0), x)
+        kernel = ntk(f, params, x, batch_size=3)
+        j = dense_jacobian(f, params, x)
+    np.testing.assert_allclose(kernel, np.einsum("nkp,mlp->nmkl", j, j), rtol=1e-10, atol=1e-11)
+
+
+def test_the_ntk_of_a_wide_network_nears_a_limit_as_one_over_the_root_of_its_width():
+    x = normal(7, 3, 2)
+    spreads = []
+    for width in (32, 512):
+        module = MLP((width, width), outputs=2, parametrization="ntk")
+        keys = jax.random.split(jax.random.key(width), 6)
+        kernels = [ntk(*from_linen(module, k, x), x, reduce="trace") for k in keys]
+        spreads.append(float(jnp.mean(jnp.std(jnp.stack(kernels), axis=0))))
+    assert 2 < spreads[0] / spreads[1] < 8  # 4 in the mean
+
+
+def test_float32_stays_float32_and_is_right_to_rounding():
+    single, x = jax.tree.map(lambda a: a.astype(jnp.float32), (PARAMS, X1))
+    for method in METHODS:
+        kernel = ntk(model, single, x, method=method)
+        assert kernel.dtype == jnp.float32
+        error = jnp.linalg.norm(matrix(kernel) - matrix(ntk(model, PARAMS, X1)))
+        assert error < 1e-5 * jnp.linalg.norm(matrix(kernel))
+
+
+BAD = {
+    "no function": (("f", PARAMS, X1), {}, TypeError, "`f` must be a model function.*got str"),
+    "a reduction": ((model, PARAMS, X1), {"reduce": "tarce"}, ValueError, "`reduce`.*Did you mean trace"),
+    "a method": ((model, PARAMS, X1), {"method": "jacobian"}, ValueError, "`method` must be one of"),
+    "a precision": ((model, PARAMS, X1), {"precision": "best"}, ValueError, "`precision` must be a name"),
+    "no batch": ((model, PARAMS, X1[:0]), {}, ValueError, "`x1` must hold at least one example"),
+    "one example": ((model, PARAMS, X1[0, 0]), {}, ValueError, "`x1` must have the batch on axis 0"),
+    "other examples": ((model, PARAMS, X1, normal(0, 4, 3)), {}, ValueError, "`x2` must hold examples like"),
+    "other parameters": ((model, {"a": X1}, X1), {}, ValueError, "`params` and `x1` must fit the model"),
+    "an output too many": ((model, PARAMS, X1), {"outputs": [3]}, ValueError, "`outputs` must be indices"),
+    "no outputs": ((model, PARAMS, X1), {"outputs": []}, ValueError, "`outputs` must be a list of at"),
+    "an output twice": ((model, PARAMS, X1), {"outputs": [1, 1]}, ValueError, "`outputs` must be distinct"),
+    "half an output": ((model, PARAMS, X1), {"outputs": [0.5]}, TypeError, "`outputs` must be whole"),
+    "an empty block": ((model, PARAMS, X1), {"batch_size": 0}, ValueError, "`batch_size` must be at least"),
+    "half a block": ((model, PARAMS, X1), {"batch_size": 1.5}, TypeError, "`batch_size` must be a whole"),
+    "three blocks": ((model, PARAMS, X1), {"batch_size": (1, 2, 3)}, ValueError, "or a pair of them"),
+    "complex parameters": ((model, {**PARAMS, "a": PARAMS["a"] * 1j}, X1), {}, TypeError, "must be real"),
+    "complex outputs": ((lambda w, x: model(w, x) * 1j, PARAMS, X1), {}, TypeError, "must be real"),
+    "whole outputs": ((lambda w, x: jnp.round(model(w, x)).astype(int), PARAMS, X1), {}, TypeError, "floats"),
+    "no floats": ((lambda w, x: x, {"a": jnp.arange(3)}, X1), {}, ValueError, "at least one array of floats"),
+    "no batch in y": ((lambda w, x: model(w, x).sum(0), PARAMS, X1), {}, ValueError, "with the batch on axis 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name):
+    arguments, options, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        ntk(*arguments, **options)
+
+
+def test_what_is_no_kernel_has_no_matrix():
+    with pytest.raises(ValueError, match=r"`kernel` must have shape \(N1, N2, \*out, \*out\), got"):
+        matrix(jnp.zeros((2, 2, 3, 4)))
