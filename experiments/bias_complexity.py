@@ -5,10 +5,10 @@ which falls with the dimension, and at the risk. Gradient descent for a fixed ti
 practical, sees only the foot of the peak: it has fitted only the large eigenvalues by then, and the
 sweep ends before the rank is full. The minimum-norm solution shows it. Its risk rises by orders of
 magnitude where the numerical rank of the features reaches the number of points, and falls again
-beyond: the second descent. The features are so nearly dependent that the place of the peak depends on the cut-off of
-the pseudo-inverse, so it is stated (1e-6 of the largest singular value), and so it does on the
-data: for some data sets, often with a wide gap between two points, the peak comes before the rank
-is full. `--data-seeds 24` counts them.
+beyond: the second descent. The features are so nearly dependent that the place of the peak depends
+on the cut-off of the pseudo-inverse, so it is stated (1e-6 of the largest singular value). It
+depends on the data too: for some data sets the peak comes before the rank is full, and
+`--data-seeds 24` counts them.
 
 The features are sin(r k x) and cos(r k x), k = 0, 1, .., with a bias, as the practical has them:
 the first sine is 0, and the first cosine equals the bias, so the minimum norm shares a constant

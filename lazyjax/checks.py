@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import Partial
 
 from lazyjax.types import ModelFunction, Params
 
@@ -18,6 +19,16 @@ from lazyjax.types import ModelFunction, Params
 def is_known(value: Any) -> bool:
     """Tell whether every leaf is a concrete value, not a tracer."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
+def model_function(f: ModelFunction) -> Partial:
+    """Require a function; give it as a pytree, whose arrays travel as arguments of `jit`."""
+    if not callable(f):
+        raise TypeError(
+            f"`f` must be a model function f(params, x) -> y, got {type(f).__name__}. "
+            "Use lazyjax.models.from_linen or from_nnx for a Flax module."
+        )
+    return f if isinstance(f, Partial) else Partial(f)
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:

@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 
 
-def _inner_jaxprs(value: Any) -> Iterator[Any]:
+def inner_jaxprs(value: Any) -> Iterator[Any]:
     """Jaxprs among the parameters of an equation, open or closed, alone or in a tuple."""
     if isinstance(value, tuple | list):
         for entry in value:
-            yield from _inner_jaxprs(entry)
+            yield from inner_jaxprs(entry)
     elif hasattr(value, "eqns"):
         yield value
     elif hasattr(value, "jaxpr"):
-        yield from _inner_jaxprs(value.jaxpr)
+        yield from inner_jaxprs(value.jaxpr)
 
 
 def _calls_custom_vjp(jaxpr: Any) -> bool:
@@ -30,7 +30,7 @@ def _calls_custom_vjp(jaxpr: Any) -> bool:
             return True
         if equation.primitive.name.startswith("custom_jvp_call"):
             continue  # its own rule is used, its body is never differentiated
-        inner = (j for value in equation.params.values() for j in _inner_jaxprs(value))
+        inner = (j for value in equation.params.values() for j in inner_jaxprs(value))
         if any(_calls_custom_vjp(j) for j in inner):
             return True
     return False

@@ -17,8 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from lazyjax import checks
+from lazyjax.kernels import matrix
 
 
 def _power_gap(p: jax.Array, t: jax.Array) -> jax.Array:
@@ -261,25 +263,15 @@ class Dynamics:
                 f"`kernel_test_train` must have shape {wanted}, got {kernel_test_train.shape}. "
                 "Use ntk(f, params0, x_test, x_train), reduced as the training kernel."
             )
-        square = _matrix(kernel_test_train, out)
+        square = matrix(kernel_test_train)
         moved = self._out(square @ (self.eigenvectors @ self._solve(t)), points)
         return jnp.broadcast_to(f0_test, moved.shape) + moved
 
 
-def _matrix(kernel: jax.Array, out: tuple[int, ...]) -> jax.Array:
-    """View (M, N, *out, *out) as (M K, N K); (M, N) stays."""
-    if kernel.ndim == 2:
-        return kernel
-    size = int(np.prod(out))
-    m, n = kernel.shape[:2]
-    blocks = kernel.reshape(m, n, size, size)
-    return jnp.transpose(blocks, (0, 2, 1, 3)).reshape(m * size, n * size)
-
-
 def _make(
-    kernel: jax.Array,
-    y: jax.Array,
-    f0: jax.Array,
+    kernel: ArrayLike,
+    y: ArrayLike,
+    f0: ArrayLike,
     *,
     eta: Any,
     momentum: Any,
@@ -300,7 +292,7 @@ def _make(
             f"`kernel` must have shape {(n, n, *out, *out)} or {(n, n)}, got {kernel.shape}. "
             "Use ntk(f, params0, x) on the points of `y`."
         )
-    square = _matrix(kernel, out)
+    square = matrix(kernel)
     if checks.is_known(square):
         skew = float(jnp.linalg.norm(square - square.T))
         tolerance = float(jnp.finfo(square.dtype).eps ** 0.5 * jnp.linalg.norm(square))
@@ -329,13 +321,13 @@ def _make(
 
 
 def gradient_descent(
-    kernel: jax.Array,
-    y: jax.Array,
-    f0: jax.Array,
+    kernel: ArrayLike,
+    y: ArrayLike,
+    f0: ArrayLike,
     *,
-    learning_rate: jax.Array | float,
-    momentum: jax.Array | float = 0.0,
-    ridge: jax.Array | float = 0.0,
+    learning_rate: ArrayLike,
+    momentum: ArrayLike = 0.0,
+    ridge: ArrayLike = 0.0,
 ) -> Dynamics:
     """Solve full-batch gradient descent on a tangent model, for all steps at once.
 
@@ -393,13 +385,13 @@ def gradient_descent(
     """
     checks.positive("learning_rate", learning_rate)
     checks.not_negative("ridge", ridge)
-    if checks.is_known(momentum) and not 0 <= momentum < 1:
+    if checks.is_known(momentum) and not 0 <= float(np.asarray(momentum)) < 1:
         raise ValueError(f"`momentum` must be in [0, 1), got {momentum}. Use 0.9.")
     return _make(kernel, y, f0, eta=learning_rate, momentum=momentum, ridge=ridge, continuous=False)
 
 
 def gradient_flow(
-    kernel: jax.Array, y: jax.Array, f0: jax.Array, *, ridge: jax.Array | float = 0.0
+    kernel: ArrayLike, y: ArrayLike, f0: ArrayLike, *, ridge: ArrayLike = 0.0
 ) -> Dynamics:
     """Solve gradient flow on a tangent model, for all times at once.
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from lazyjax import checks
 from lazyjax.derivatives import jvp
@@ -374,5 +373,4 @@ def kappa(
     checks.targets(f, params0, x, y)
     checks.whole("restarts", restarts, least=1)
     checks.whole("iterations", iterations, least=1)
-    f = f if isinstance(f, Partial) else Partial(f)
-    return _kappa(f, params0, x, y, key, restarts, iterations)
+    return _kappa(checks.model_function(f), params0, x, y, key, restarts, iterations)

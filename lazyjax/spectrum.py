@@ -242,9 +242,8 @@ def largest_eigenvalue(
     checks.floating("params", params)
     checks.whole("iterations", iterations, least=1)
     checks.positive("tolerance", tolerance)
-    f = f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)
     key = jax.random.key(0) if key is None else key
-    return _power_iteration(f, params, x, key, tolerance, iterations)
+    return _power_iteration(checks.model_function(f), params, x, key, tolerance, iterations)
 
 
 class WishartEdge(NamedTuple):

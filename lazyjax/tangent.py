@@ -20,15 +20,6 @@ from lazyjax.derivatives import jvp, linearization
 from lazyjax.types import ModelFunction, Params
 
 
-def _as_partial(f: ModelFunction) -> Partial:
-    if not callable(f):
-        raise TypeError(
-            f"`f` must be a model function f(params, x) -> y, got {type(f).__name__}. "
-            "Use lazyjax.models.from_linen or from_nnx for a Flax module."
-        )
-    return f if isinstance(f, Partial) else Partial(f)
-
-
 def _displacement(params: Params, params0: Params) -> Params:
     checks.same_tree("params", params, params0, "params0")
     return optax.tree.sub(params, params0)
@@ -88,7 +79,7 @@ def linearize(f: ModelFunction, params0: Params, x: Any = None) -> Partial:
     >>> f_lin(jnp.float32(1.5), jnp.array([1.0, 2.0])).tolist()
     [2.0, 8.0]
     """
-    f = _as_partial(f)
+    f = checks.model_function(f)
     checks.floating("params0", params0)
     if x is None:
         return Partial(_tangent, f, params0)
@@ -166,7 +157,7 @@ def taylor(f: ModelFunction, params0: Params, order: int) -> Partial:
     >>> f_quadratic(jnp.float32(1.5), jnp.array([1.0, 2.0])).tolist()
     [2.25, 9.0]
     """
-    f = _as_partial(f)
+    f = checks.model_function(f)
     checks.floating("params0", params0)
     checks.whole("order", order, least=0)
     return Partial(_taylor, _Order(order), f, params0)
@@ -206,7 +197,7 @@ def center(f: ModelFunction, params0: Params) -> Partial:
     ----------
     Chizat, Oyallon, Bach 2019, "On lazy training in differentiable programming", section 1.
     """
-    f = _as_partial(f)
+    f = checks.model_function(f)
     checks.floating("params0", params0)
     return Partial(_centered, f, params0)
 
@@ -247,7 +238,7 @@ def scale(f: ModelFunction, alpha: ArrayLike) -> Partial:
     Chizat, Oyallon, Bach 2019, equation 2.
     """
     checks.positive("alpha", alpha)
-    return Partial(_scaled, _as_partial(f), alpha)
+    return Partial(_scaled, checks.model_function(f), alpha)
 
 
 def output_scale(f: ModelFunction) -> Any:

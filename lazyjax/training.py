@@ -1,6 +1,5 @@
 """Training: any Optax optimiser and loss, one run or an ensemble of them."""
 
-from collections.abc import Callable
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -84,11 +83,11 @@ def _prepare(
         raise ValueError(
             f"`steps` must be below 2^31, got {settings['steps']}. Train in several runs."
         )
-    for name, function in (("f", f), ("loss", loss)):
-        if not callable(function):
-            raise TypeError(
-                f"`{name}` must be callable, got {type(function).__name__}. Pass a function."
-            )
+    if not callable(loss):
+        raise TypeError(
+            f"`loss` must be callable, got {type(loss).__name__}. "
+            "Pass a loss(prediction, y) of Optax."
+        )
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(
             f"`data` must be Dataset(x, y), got {type(data).__name__}. Use Dataset(x, y)."
@@ -96,11 +95,11 @@ def _prepare(
     checks.floating("params", params)
     checks.finite("params", params)
     params, data = jax.tree.map(jnp.asarray, (params, Dataset(*data)))
-    return _as_partial(f), params, data, _as_partial(loss)
+    return checks.model_function(f), params, data, _as_partial(loss)
 
 
-def _as_partial(function: Callable[..., Any]) -> Partial:
-    return function if isinstance(function, Partial) else Partial(function)
+def _as_partial(loss: Loss) -> Partial:
+    return loss if isinstance(loss, Partial) else Partial(loss)
 
 
 def train(

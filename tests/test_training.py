@@ -484,7 +484,7 @@ BAD = {
     "a grid past the end": ({"record": [0, 99]}, ValueError, "`record` must be whole steps"),
     "one grid point": ({"record": 1}, ValueError, "`points` must be at least 2"),
     "a loss that is no function": ({"loss": "mse"}, TypeError, "`loss` must be callable, got str"),
-    "a model that is no function": ({"f": 3}, TypeError, "`f` must be callable, got int"),
+    "a model that is no function": ({"f": 3}, TypeError, "`f` must be a model function.*got int"),
     "no dataset": ({"data": 3}, TypeError, r"`data` must be Dataset\(x, y\), got int"),
     "integer parameters": ({"params": {"w": np.zeros((1, 1), int)}}, TypeError, "`params`"),
     "NaN parameters": ({"params": np.full((1, 1), np.nan)}, ValueError, "`params` must be finite"),

@@ -1,21 +1,12 @@
 """Operations of a function, counted in its jaxpr: what `method="auto"` decides by."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-
-def _inner(value: Any) -> Iterator[Any]:
-    """Jaxprs among the parameters of an equation, open or closed, alone or in a tuple."""
-    if isinstance(value, tuple | list):
-        for entry in value:
-            yield from _inner(entry)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield from _inner(value.jaxpr)
+from lazyjax.derivatives import inner_jaxprs
 
 
 def _count(jaxpr: Any) -> int:
@@ -23,7 +14,7 @@ def _count(jaxpr: Any) -> int:
     for equation in jaxpr.eqns:
         name, settings = equation.primitive.name, equation.params
         size = sum(math.prod(v.aval.shape) for v in equation.outvars)
-        inner = [_count(j) for value in settings.values() for j in _inner(value)]
+        inner = [_count(j) for value in settings.values() for j in inner_jaxprs(value)]
         if name == "dot_general":
             (contracted, _), _ = settings["dimension_numbers"]
             shape = equation.invars[0].aval.shape

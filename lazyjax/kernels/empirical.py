@@ -25,15 +25,6 @@ from lazyjax.kernels.methods import (
 from lazyjax.types import ModelFunction, Params
 
 
-def _as_partial(f: ModelFunction) -> Partial:
-    if not callable(f):
-        raise TypeError(
-            f"`f` must be a model function f(params, x) -> y, got {type(f).__name__}. "
-            "Use lazyjax.models.from_linen or from_nnx for a Flax module."
-        )
-    return f if isinstance(f, Partial) else Partial(f)
-
-
 def _is_real(name: str, tree: Any) -> list[bool]:
     """Tell which leaves are real floats; refuse complex ones."""
     real = []
@@ -332,7 +323,7 @@ def ntk(
     >>> ntk(f, jnp.ones((2, 3)), x).shape
     (2, 2, 3, 3)
     """
-    f = _as_partial(f)
+    f = checks.model_function(f)
     checks.one_of("reduce", reduce, REDUCTIONS)
     checks.one_of("method", method, ["auto", *METHODS])
     _check_precision(precision)
