@@ -28,16 +28,16 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from experiments.results import Results
 from jax.tree_util import Partial
-from lazyjax.metrics import relative_kernel_change
 from matplotlib.figure import Figure
 
 from experiments.comparison import compare, member_summary
+from experiments.results import Results
 from lazyjax import checks, plots
 from lazyjax.checkpoints import load_tree, save_tree
 from lazyjax.data import TARGETS, make_dataset
 from lazyjax.kernels import ntk
+from lazyjax.metrics import relative_kernel_change
 from lazyjax.models import ACTIVATIONS, deep_mlp, from_linen
 from lazyjax.spectrum import critical_learning_rate
 from lazyjax.tangent import center, linearize, scale

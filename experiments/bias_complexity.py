@@ -261,22 +261,30 @@ def _data_set(config: Config, seed: int) -> Dataset:
 def _minimum_norm(config: Config, data: Dataset) -> dict[str, np.ndarray]:
     """Solve by the pseudo-inverse in every dimension: loss, risk and numerical rank."""
     x, y = np.asarray(data.x), np.asarray(data.y)
-    losses, risks, ranks = [], [], []
-    for dimension in _dimensions(config.top):
-        design = _design(x, int(dimension), config.frequency)
-        u, s, vt = np.linalg.svd(design, full_matrices=False)
+    dimensions = _dimensions(config.top)
+    design = _design(x, config.top, config.frequency)
+    k = np.tile(np.arange(config.top // 2), 2)  # of the sines, then of the cosines
+    masks = k[None] < dimensions[:, None] // 2
+    weights = np.zeros((len(dimensions), config.top + 1, 1))  # 0 beyond a model's own features
+    losses, ranks = [], []
+    for mask, w in zip(masks, weights, strict=True):
+        own = np.append(mask, True)  # and the bias
+        u, s, vt = np.linalg.svd(design[:, own], full_matrices=False)
         kept = s > config.cutoff * s[0]
-        w = vt[kept].T @ ((u[:, kept].T @ y) / s[kept, None])
-
-        def f(w: np.ndarray, x: jax.Array, dimension: int = int(dimension)) -> jax.Array:
-            return jnp.asarray(_design(np.asarray(x), dimension, config.frequency) @ w)
-
+        w[own] = vt[kept].T @ ((u[:, kept].T @ y) / s[kept, None])
         losses.append(np.mean((design @ w - y) ** 2))
-        risks.append(float(excess_risk(f, w, target=config.target)))
         ranks.append(np.sum(kept))
+    params = {"kernel": weights[:, :-1], "bias": weights[:, -1]}
+    risks = _risks(
+        masks.astype(float),
+        params,
+        target=config.target,
+        dimension=config.top,
+        frequency=config.frequency,
+    )
     return {
         "norm_loss": np.array(losses),
-        "norm_risk": np.array(risks),
+        "norm_risk": np.asarray(risks),
         "norm_rank": np.array(ranks),
     }
 

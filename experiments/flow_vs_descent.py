@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from experiments.results import Results
 from matplotlib.axes import Axes
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from experiments.results import Results
 from experiments.surface import curvature, descend, integrate, steepness, values
 from lazyjax import checks, plots
 from lazyjax.training import log_grid
