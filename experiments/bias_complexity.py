@@ -4,16 +4,25 @@ Linear models of more and more sinusoidal features, on 50 noisy points. Look at 
 which falls with the dimension, and at the risk. Gradient descent for a fixed time, as in the
 practical, sees only the foot of the peak: it has fitted only the large eigenvalues by then, and the
 sweep ends before the rank is full. The minimum-norm solution shows it. Its risk rises by orders of
-magnitude where the numerical rank of the features reaches the number of points, and falls again
-beyond: the second descent. The features are so nearly dependent that the place of the peak depends
-on the cut-off of the pseudo-inverse, so it is stated (1e-6 of the largest singular value). It
-depends on the data too: for some data sets the peak comes before the rank is full, and
-`--data-seeds 24` counts them.
+magnitude about where the numerical rank of the features reaches the number of points, and falls
+again beyond: the second descent.
+
+The features are so nearly dependent that the place of the peak depends on the cut-off of the
+pseudo-inverse, so it is stated (1e-6 of the largest singular value), and on the data. That the peak
+lies between the first dimension of rank n - 2 and the first of rank n is common, not a law: it
+holds for 49 of the 60 data sets that NumPy draws from the seeds 0 to 59, and for 43 of 60 of
+`make_dataset` with those keys. The five data sets shown are NumPy's seeds 0 to 4, and it holds for
+all five; for the keys 0 to 4 of `make_dataset` it does not for one (key 1). Where it fails, the peak
+comes before the rank is near n (all eleven failures among the first 24 of each). That the risk at
+dimension 1 000 is more than 1e3 times below the peak held for all 120. `--data-seeds 24` counts
+more of NumPy's.
 
 The features are sin(r k x) and cos(r k x), k = 0, 1, .., with a bias, as the practical has them:
-the first sine is 0, and the first cosine equals the bias, so the minimum norm shares a constant
-between the two. The learning rate 0.1 of the sweep is above the critical one for some data sets;
-beside it is the closed form at a fraction of each dimension's critical rate.
+the first sine is 0, and the first cosine equals the bias. The norm is the plain Euclidean one of all
+weights, the bias among them, so the minimum norm shares a constant equally between the two.
+The learning rate 0.1 of the sweep was below the critical one of the last dimension for all of those
+120 data sets (the smallest was 0.147); members that diverge are counted all the same. Beside it is
+the closed form at a fraction of each dimension's critical rate.
 
 Source: practical, sections 23-27 (dimension 30, 2 000 steps at 0.01; dimensions 2 to 198, ten
 initialisations each, 1 000 steps at 0.1), carried on to dimension 1 000.

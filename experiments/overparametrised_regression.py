@@ -7,6 +7,10 @@ weights than points exactly n of the p coordinates move, and all others stay whe
 spectrum of X X^T follows the law of Marchenko and Pastur, its largest eigenvalue that of Tracy and
 Widom.
 
+The law of the largest eigenvalue is that of large p and n. At p = 100, n = 5 000 the mean of 600
+draws lies 0.0019 +- 0.0004 below it, which is 1.3 standard errors of a mean of 40: three standard
+errors are met by most seeds, not by all.
+
 The model is linear in its weights, so the closed form of the tangent model is its training.
 
 Source: practical, sections 20-22 (p = 100, n = 5 000, 1 000 steps, learning rate 0.001), and

@@ -186,7 +186,9 @@ def target_alignment(kernel: jax.Array, y: jax.Array, *, centered: bool = False)
             f"`y` must be the targets of the points of `kernel`, {kernel.shape}, got {y.shape}. "
             "Compute both on the same points."
         )
-    return kernel_alignment(square, columns @ columns.T, centered=centered)
+    with jax.default_matmul_precision("highest"):
+        target = columns @ columns.T
+    return kernel_alignment(square, target, centered=centered)
 
 
 def tangent_gap(prediction: jax.Array, prediction_tangent: jax.Array) -> jax.Array:
@@ -373,4 +375,5 @@ def kappa(
     checks.targets(f, params0, x, y)
     checks.whole("restarts", restarts, least=1)
     checks.whole("iterations", iterations, least=1)
-    return _kappa(checks.model_function(f), params0, x, y, key, restarts, iterations)
+    with jax.default_matmul_precision("highest"):  # the model's own products included
+        return _kappa(checks.model_function(f), params0, x, y, key, restarts, iterations)

@@ -3,7 +3,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
+from lazyjax.derivatives import inner_jaxprs
 from lazyjax.kernels import METHODS, REDUCTIONS, matrix, ntk
 from lazyjax.models import MLP, from_linen
 
@@ -213,7 +215,54 @@ def test_float32_stays_float32_and_is_right_to_rounding():
         assert error < 1e-5 * jnp.linalg.norm(matrix(kernel))
 
 
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in inner_jaxprs(value):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_product_has_the_precision_that_is_asked_for(method):
+    traced = jax.make_jaxpr(lambda w: ntk(model, w, X1, method=method))(PARAMS)
+    products = [e for e in equations(traced.jaxpr) if e.primitive.name == "dot_general"]
+    assert products
+    assert {e.params["precision"] for e in products} == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+@pytest.mark.parametrize("reduce", [r for r in REDUCTIONS if r != "none"])
+@pytest.mark.parametrize("method", METHODS)
+def test_reduced_kernels_never_form_the_outputs_squared(method, reduce):
+    n, k = 30, 20
+    params, x = {**PARAMS, "c": jnp.ones((4, k))}, jnp.ones((n, 2))
+    traced = jax.make_jaxpr(lambda w: ntk(model, w, x, reduce=reduce, method=method))(params)
+    sizes = [v.aval.size for e in equations(traced.jaxpr) for v in e.outvars]
+    assert max(sizes) < n * n * k * k / 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 7, 100, (1, 5)])
+def test_blocks_may_be_of_any_size(batch_size):
+    found = ntk(model, PARAMS, X1, batch_size=batch_size)
+    np.testing.assert_allclose(found, reference("none"), rtol=1e-11, atol=1e-12)
+
+
+def test_other_arrays_in_a_partial_compile_nothing_new():
+    traces = []
+
+    def scaled(factor, w, x):
+        traces.append(1)
+        return factor * model(w, x)
+
+    one = ntk(Partial(scaled, jnp.array(1.0)), PARAMS, X1)
+    before = len(traces)
+    two = ntk(Partial(scaled, jnp.array(2.0)), PARAMS, X1)
+    assert len(traces) == before
+    np.testing.assert_allclose(two, 4 * one, rtol=1e-12)
+
+
 BAD = {
+    "no derivative": ((lambda w, x: by_while(w, x) + sine(model(w, x)), PARAMS, X1), {}, ValueError, "`f` must have a derivative in reverse or in forward mode"),
     "no function": (("f", PARAMS, X1), {}, TypeError, "`f` must be a model function.*got str"),
     "a reduction": ((model, PARAMS, X1), {"reduce": "tarce"}, ValueError, "`reduce`.*Did you mean trace"),
     "a method": ((model, PARAMS, X1), {"method": "jacobian"}, ValueError, "`method` must be one of"),
@@ -242,6 +291,11 @@ def test_bad_input_is_refused(name):
     arguments, options, error, message = BAD[name]
     with pytest.raises(error, match=message):
         ntk(*arguments, **options)
+
+
+def test_outputs_that_are_traced_are_refused():
+    with pytest.raises(TypeError, match="`outputs` must be known where the kernel is called"):
+        jax.jit(lambda i: ntk(model, PARAMS, X1, outputs=i))(jnp.array([0]))
 
 
 def test_what_is_no_kernel_has_no_matrix():

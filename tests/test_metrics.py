@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lazyjax.derivatives import inner_jaxprs
 from lazyjax.kernels import matrix, ntk
 from lazyjax.metrics import (
     kappa,
@@ -138,6 +139,28 @@ def test_kappa_of_a_centred_model_falls_as_one_over_alpha():
     assert ten.lower == pytest.approx(float(one.lower) / 10, rel=1e-6)
     assert ten.upper == pytest.approx(float(one.upper) / 10, rel=1e-9)
     assert one.first**2 == pytest.approx(float(jnp.linalg.eigvalsh(matrix(ntk(f, w0, x)))[-1]))
+
+
+def test_products_of_metrics_are_not_rounded_to_tf32():
+    x = jnp.ones((3, 2))
+    whole = jax.make_jaxpr(
+        lambda w: (
+            kappa(
+                lambda w, x: jnp.tanh(x @ w), w, x, jnp.ones((3, 1)), key=jax.random.key(0)
+            ).upper,
+            target_alignment(jnp.eye(3), x),
+        )
+    )(jnp.ones((2, 1)))
+
+    def precisions(jaxpr):
+        for e in jaxpr.eqns:
+            if e.primitive.name == "dot_general":
+                yield e.params["precision"]
+            for value in e.params.values():
+                for inner in inner_jaxprs(value):
+                    yield from precisions(inner)
+
+    assert set(precisions(whole.jaxpr)) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def test_kappa_of_a_linear_model_is_zero():
