@@ -12,14 +12,14 @@ pseudo-inverse, so it is stated (1e-6 of the largest singular value), and on the
 lies between the first dimension of rank n - 2 and the first of rank n is common, not a law: it
 holds for 49 of the 60 data sets that NumPy draws from the seeds 0 to 59, and for 43 of 60 of
 `make_dataset` with those keys. The five data sets shown are NumPy's seeds 0 to 4, and it holds for
-all five; for the keys 0 to 4 of `make_dataset` it does not for one (key 1). Where it fails, the peak
-comes before the rank is near n (all eleven failures among the first 24 of each). That the risk at
-dimension 1 000 is more than 1e3 times below the peak held for all 120. `--data-seeds 24` counts
+all five; for the keys 0 to 4 of `make_dataset` it does not for one (key 1). Where it fails, the
+peak comes before the rank is near n (all eleven failures among the first 24 of each). That the risk
+at dimension 1 000 is more than 1e3 times below the peak held for all 120. `--data-seeds 24` counts
 more of NumPy's.
 
 The features are sin(r k x) and cos(r k x), k = 0, 1, .., with a bias, as the practical has them:
-the first sine is 0, and the first cosine equals the bias. The norm is the plain Euclidean one of all
-weights, the bias among them, so the minimum norm shares a constant equally between the two.
+the first sine is 0, and the first cosine equals the bias. The norm is the plain Euclidean one of
+all weights, the bias among them, so the minimum norm shares a constant equally between the two.
 The learning rate 0.1 of the sweep was below the critical one of the last dimension for all of those
 120 data sets (the smallest was 0.147); members that diverge are counted all the same. Beside it is
 the closed form at a fraction of each dimension's critical rate.
