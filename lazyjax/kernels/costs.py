@@ -1,54 +1,92 @@
-"""Operations of a function, counted in its jaxpr: what `method="auto"` decides by."""
+"""What a computation costs: operations counted in a jaxpr, and the rates of a backend.
+
+`method="auto"` decides by these alone, never by a clock, so the same call takes the same way
+everywhere.
+"""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from lazyjax.derivatives import inner_jaxprs
 
 
-def _count(jaxpr: Any) -> int:
-    total = 0
+class Rates(NamedTuple):
+    """How fast a backend is, roughly: only ratios of the two matter."""
+
+    products: float  # operations of a large float32 matrix product, a second
+    bytes: float  # bytes read and written by an elementwise operation, a second
+    cache: int  # bytes of intermediate results that are best computed at once
+
+
+RATES = {
+    "cpu": Rates(products=3e11, bytes=2e10, cache=8 * 2**20),
+    "gpu": Rates(products=4e13, bytes=2e12, cache=2**30),
+    "tpu": Rates(products=4e13, bytes=1e12, cache=2**30),
+}
+"""Of each backend of JAX; `python -m benchmarks.ntk --rates` prints those of a machine."""
+
+
+def rates() -> Rates:
+    """Give the rates of the default backend."""
+    return RATES.get(jax.default_backend(), RATES["gpu"])
+
+
+def _walk(jaxpr: Any, weigh: Callable[[Any], float]) -> float:
+    total = 0.0
     for equation in jaxpr.eqns:
         name, settings = equation.primitive.name, equation.params
-        size = sum(math.prod(v.aval.shape) for v in equation.outvars)
-        inner = [_count(j) for value in settings.values() for j in inner_jaxprs(value)]
-        if name == "dot_general":
-            (contracted, _), _ = settings["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += size * math.prod(shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            filters = equation.invars[1].aval.shape
-            features = filters[settings["dimension_numbers"].rhs_spec[0]]
-            total += size * math.prod(filters) // features
-        elif name == "scan":
+        inner = [_walk(j, weigh) for value in settings.values() for j in inner_jaxprs(value)]
+        if name == "scan":
             total += settings["length"] * sum(inner)
         elif name == "cond":
             total += max(inner)
         elif inner:  # jit, remat, custom rules; a while is counted as one turn
             total += sum(inner)
         else:
-            total += size
+            total += weigh(equation)
     return total
 
 
-def operations(function: Callable[..., Any], *arguments: Any) -> int:
+def _operations(equation: Any) -> float:
+    name, settings = equation.primitive.name, equation.params
+    size = sum(math.prod(v.aval.shape) for v in equation.outvars)
+    if name == "dot_general":
+        (contracted, _), _ = settings["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return size * math.prod(shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        filters = equation.invars[1].aval.shape
+        features = filters[settings["dimension_numbers"].rhs_spec[0]]
+        return size * math.prod(filters) // features
+    return size
+
+
+def _bytes(equation: Any) -> float:
+    return sum(
+        math.prod(v.aval.shape) * getattr(v.aval.dtype, "itemsize", 8) for v in equation.outvars
+    )
+
+
+def operations(jaxpr: Any) -> float:
     """Count the operations of one evaluation.
 
     Parameters
     ----------
-    function : callable
-        Any traceable function.
-    *arguments : pytrees
-        Where to trace it; only shapes and dtypes matter.
+    jaxpr : Jaxpr
 
     Returns
     -------
-    int
+    float
         Multiply-adds of matrix products and convolutions, plus one for each element that any other
         primitive gives. A `scan` counts as often as it runs, a `while` once, a `cond` as its
         dearest branch.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _walk(jaxpr, _operations)
+
+
+def results(jaxpr: Any) -> float:
+    """Count the bytes of all results of one evaluation, those inside a scan once a turn."""
+    return _walk(jaxpr, _bytes)

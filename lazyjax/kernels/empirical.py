@@ -1,238 +1,110 @@
 """The empirical NTK of any model function."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
 from lazyjax import checks
-from lazyjax.derivatives import jvp
-from lazyjax.kernels.blocks import assemble, block_sizes
-from lazyjax.kernels.costs import operations
-from lazyjax.kernels.methods import (
-    METHODS,
-    REDUCTIONS,
-    Model,
-    Sizes,
-    Weights,
-    cheapest,
-    parameter_count,
+from lazyjax.kernels.arguments import (
+    check_precision,
+    chosen_outputs,
+    differentiated,
+    model_of,
+    output_shapes,
+    same_examples,
 )
+from lazyjax.kernels.blocks import assemble, check_batch_size
+from lazyjax.kernels.methods import METHODS, REDUCTIONS, Engine, Task, cheapest, choose_blocks
 from lazyjax.types import ModelFunction, Params
 
 
-def _is_real(name: str, tree: Any) -> list[bool]:
-    """Tell which leaves are real floats; refuse complex ones."""
-    real = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = jnp.result_type(leaf)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(
-                f"`{name}`{jax.tree_util.keystr(path)} must be real, got {dtype}. "
-                "Split it into a real and an imaginary part inside f."
-            )
-        real.append(jnp.issubdtype(dtype, jnp.floating))
-    return real
+class Options(NamedTuple):
+    """What is asked for: static, so that a call with the same options compiles nothing new."""
+
+    reduce: str
+    method: str
+    wrt: tuple[bool, ...]  # of each leaf of params
+    per_leaf: bool
+    batch_size: tuple[int, int] | None
+    precision: str
 
 
-def _split(params: Params) -> tuple[Weights, Callable[[Weights], Params]]:
-    """Give the leaves that are differentiated, and how to put the tree together again."""
-    leaves, structure = jax.tree.flatten(params)
-    real = _is_real("params", params)
-    if not any(real):
+def _engine(
+    f: Partial, params: Params, x1: Any, x2: Any, leaf: int, outputs: Any, k: int, options: Options
+) -> tuple[Engine, Task]:
+    """Set a method to work on one output leaf of k outputs."""
+    summed = options.reduce == "sum"
+    model = model_of(f, params, x1, options.wrt, leaf=leaf, outputs=outputs, summed=summed)
+    task = Task(
+        n1=checks.batch("x1", x1),
+        n2=checks.batch("x1", x1 if x2 is None else x2),
+        symmetric=x2 is None,
+        outputs=1 if summed else k,
+        reduce=options.reduce,
+        apart=options.per_leaf,
+    )
+    name = cheapest(model, x1, task) if options.method == "auto" else options.method
+    if METHODS[name].needs_reverse and not model.reverse:
         raise ValueError(
-            "`params` must hold at least one array of floats to differentiate by, got "
-            f"{[str(jnp.result_type(leaf)) for leaf in leaves]}. "
-            "Convert it: jnp.asarray(params, jnp.float32)."
+            f"`method` must not be {name} for a model that has forward mode only (a while loop). "
+            "Use 'jacobian_contraction' or 'auto'."
         )
-
-    def rebuild(w: Weights) -> Params:
-        new = iter(w)
-        return structure.unflatten(
-            [next(new) if moves else leaf for leaf, moves in zip(leaves, real, strict=True)]
-        )
-
-    return [leaf for leaf, moves in zip(leaves, real, strict=True) if moves], rebuild
+    return METHODS[name].engine(model, x1, task), task
 
 
-def _on_one(f: Partial, params: Params, x: Any) -> Any:
-    """Evaluate the model on one example, as a batch of one."""
-    y = f(params, jax.tree.map(lambda a: a[None], x))
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(y)]
-    if not shapes or any(shape[:1] != (1,) or not math.prod(shape) for shape in shapes):
-        raise ValueError(
-            "`f` must return at least one output, with the batch on axis 0, and for a batch of one "
-            f"it gave shapes {shapes}. Return y (N, *out)."
-        )
-    return jax.tree.map(lambda leaf: leaf[0], y)
-
-
-@jax.jit
-def _outputs_of_one(f: Partial, params: Params, x: Any) -> Any:
-    return _on_one(f, params, jax.tree.map(lambda a: a[0], x))
-
-
-def _output_shapes(f: Partial, params: Params, x: Any) -> Any:
-    """Give the shapes and dtypes of the outputs of one example; traced once, then cached."""
-    try:
-        out = _outputs_of_one.eval_shape(f, params, x)
-    except Exception as error:
-        if str(error).startswith("`f` must"):
-            raise
-        raise ValueError(
-            "`params` and `x1` must fit the model: f(params, x) failed for one example of x1, of "
-            f"shapes {[np.shape(leaf)[1:] for leaf in jax.tree.leaves(x)]}. Pass parameters and "
-            f"inputs of the same model. It said: {error}"
-        ) from error
-    if not all(_is_real("f(params, x)", out)):
-        raise TypeError(
-            "`f` must return floats, got "
-            f"{[str(leaf.dtype) for leaf in jax.tree.leaves(out)]}. Return y before it is rounded."
-        )
-    return out
-
-
-def _chosen(outputs: Sequence[int] | jax.Array | None, out: Any) -> np.ndarray | None:
-    """Check the indices of outputs against every leaf."""
-    if outputs is None:
-        return None
-    if not checks.is_known(outputs):
-        raise TypeError(
-            "`outputs` must be known where the kernel is called, got a traced array. "
-            "Pass a tuple of ints."
-        )
-    index = np.asarray(outputs)
-    if index.ndim != 1 or not index.size:
-        raise ValueError(
-            f"`outputs` must be a list of at least one index, got shape {index.shape}. "
-            "Use None for all outputs."
-        )
-    if not np.issubdtype(index.dtype, np.integer):
-        raise TypeError(f"`outputs` must be whole numbers, got {index.dtype}. Use indices.")
-    size = min(math.prod(leaf.shape) for leaf in jax.tree.leaves(out))
-    wrong = sorted({int(i) for i in index if not 0 <= i < size})
-    if wrong:
-        raise ValueError(
-            f"`outputs` must be indices from 0 to {size - 1} into the flattened output, "
-            f"got {wrong}. Drop those."
-        )
-    if len(np.unique(index)) < index.size:
-        raise ValueError(
-            f"`outputs` must be distinct, got {index.tolist()}. Drop those that come twice."
-        )
-    return index
-
-
-def _same_examples(x1: Any, x2: Any) -> None:
-    shapes = [
-        (jax.tree.structure(x), [np.shape(leaf)[1:] for leaf in jax.tree.leaves(x)])
-        for x in (x1, x2)
-    ]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "`x2` must hold examples like those of `x1`, of shapes "
-            f"{shapes[0][1]} in {shapes[0][0]}, got {shapes[1][1]} in {shapes[1][0]}. "
-            "Pass inputs of the same model."
-        )
-
-
-def _check_precision(precision: str) -> None:
-    try:
-        with jax.default_matmul_precision(precision):
-            pass
-    except ValueError as error:
-        raise ValueError(
-            "`precision` must be a name that jax.default_matmul_precision knows, got "
-            f"{precision!r}. Use 'highest', 'high' or 'default'."
-        ) from error
-
-
-def _model(f: Partial, params: Params, x: Any, leaf: int, outputs: Any, summed: bool) -> Model:
-    """Give output leaf `leaf` on one example, flat, with the outputs that are asked for."""
-    w, rebuild = _split(params)
-
-    def function(w: Weights, x: Any) -> jax.Array:
-        y = jax.tree.leaves(_on_one(f, rebuild(w), x))[leaf].reshape(-1)
-        y = y if outputs is None else y[outputs]
-        return jnp.sum(y, keepdims=True) if summed else y
-
-    def backward(w: Weights, x: Any) -> Any:
-        y, pullback = jax.vjp(lambda w: function(w, x), w)
-        return pullback(jnp.ones_like(y))
-
-    def forward(w: Weights, x: Any) -> Any:  # jax.jvp would not raise at a custom_vjp
-        return jvp(lambda w: function(w, x), w, w)
-
-    one = jax.tree.map(lambda a: a[0], x)
-    try:
-        jax.eval_shape(backward, w, one)
-    except Exception as error:  # a while, or a rule that cannot be transposed
-        try:
-            jax.eval_shape(forward, w, one)
-        except Exception:
-            raise ValueError(
-                "`f` must have a derivative in reverse or in forward mode by its parameters, and "
-                f"has neither. Give it a jax.custom_vjp. Reverse mode said: {error}"
-            ) from error
-        return Model(function, w, reverse=False)
-    return Model(function, w, reverse=True)
-
-
-@partial(jax.jit, static_argnames=("reduce", "method", "sizes", "precision"))
-def _kernels(
+def _kernel(
     f: Partial,
     params: Params,
     x1: Any,
-    x2: Any | None,
-    outputs: jax.Array | None,
-    *,
-    reduce: str,
-    method: str,
-    sizes: tuple[int, int],
-    precision: str,
+    x2: Any,
+    shape: Any,
+    leaf: int,
+    outputs: Any,
+    options: Options,
 ) -> Any:
-    def kernel(leaf: int, out: tuple[int, ...]) -> jax.Array:
-        if outputs is not None:
-            out = outputs.shape
-        model = _model(f, params, x1, leaf, outputs, summed=reduce == "sum")
-        name = method
-        if method == "auto":
-            wanted = Sizes(
-                n1=checks.batch("x1", x1),
-                n2=checks.batch("x1", x1 if x2 is None else x2),
-                symmetric=x2 is None,
-                outputs=1 if reduce == "sum" else math.prod(out),
-                mixed=reduce == "none",
-                parameters=parameter_count(model.w),
-                forward=operations(
-                    model.function, model.w, jax.tree.map(lambda a: jnp.asarray(a)[0], x1)
-                ),
-            )
-            name = cheapest(wanted, reverse=model.reverse)
-        if METHODS[name].needs_reverse and not model.reverse:
-            raise ValueError(
-                f"`method` must not be {name} for a model that has forward mode only (a while "
-                "loop). Use 'jacobian_contraction' or 'auto'."
-            )
-        found = assemble(
-            lambda a, b: METHODS[name].block(model, a, b, reduce),
-            x1,
-            x2,
-            sizes,
-        )
-        if reduce in ("trace", "sum"):
-            return found / math.prod(out)
-        return found.reshape(*found.shape[:2], *out * (found.ndim - 2))
+    """Compute the kernel of one output leaf, whole or a tree of its leaves."""
+    out = shape.shape if outputs is None else outputs.shape
+    k = math.prod(out)
+    engine, task = _engine(f, params, x1, x2, leaf, outputs, k, options)
 
-    with jax.default_matmul_precision(precision):
-        shapes = _output_shapes(f, params, x1)
-        leaves, structure = jax.tree.flatten(shapes)
-        return structure.unflatten([kernel(i, leaf.shape) for i, leaf in enumerate(leaves)])
+    def finish(tile: jax.Array) -> jax.Array:  # the examples first
+        return tile / k if tile.ndim == 2 else tile.transpose(0, 2, 1, *range(3, tile.ndim))
+
+    def contract(f1: Any, f2: Any) -> dict[int, jax.Array]:
+        return {i: finish(tile) for i, tile in engine.contract(f1, f2).items()}
+
+    blocks = choose_blocks(engine, task, options.batch_size)
+    found = assemble(engine.features, contract, x1, x2, blocks)
+    copies = {"none": 2, "diagonal": 1}.get(options.reduce, 0)
+    full = (task.n1, task.n2, *out * copies)
+
+    def leaf_kernel(i: int) -> jax.Array:
+        return found[i].reshape(full) if i in found else jnp.zeros(full, shape.dtype)
+
+    if not options.per_leaf:
+        return leaf_kernel(-1)
+    numbers = iter(range(sum(options.wrt)))
+    kernels = [leaf_kernel(next(numbers)) if moves else None for moves in options.wrt]
+    return jax.tree.structure(params).unflatten(kernels)
+
+
+@partial(jax.jit, static_argnames="options")
+def _kernels(
+    f: Partial, params: Params, x1: Any, x2: Any | None, outputs: Any, *, options: Options
+) -> Any:
+    with jax.default_matmul_precision(options.precision):
+        leaves, structure = jax.tree.flatten(output_shapes(f, params, x1))
+        return structure.unflatten(
+            [
+                _kernel(f, params, x1, x2, shape, i, outputs, options)
+                for i, shape in enumerate(leaves)
+            ]
+        )
 
 
 def ntk(
@@ -243,6 +115,8 @@ def ntk(
     *,
     reduce: str = "none",
     method: str = "auto",
+    wrt: Any = None,
+    per_leaf: bool = False,
     outputs: Sequence[int] | None = None,
     batch_size: int | tuple[int, int] | None = None,
     precision: str = "highest",
@@ -327,18 +201,21 @@ def ntk(
     f = checks.model_function(f)
     checks.one_of("reduce", reduce, REDUCTIONS)
     checks.one_of("method", method, ["auto", *METHODS])
-    _check_precision(precision)
-    n1 = checks.batch("x1", x1)
-    n2 = None
+    check_precision(precision)
+    checks.batch("x1", x1)
     if x2 is not None:
-        n2 = checks.batch("x2", x2)
-        _same_examples(x1, x2)
-    sizes = block_sizes(batch_size, n1, n2)
-    _split(params)
-    index = _chosen(outputs, _output_shapes(f, params, x1))
-    return _kernels(
-        f, params, x1, x2, index, reduce=reduce, method=method, sizes=sizes, precision=precision
+        checks.batch("x2", x2)
+        same_examples(x1, x2)
+    options = Options(
+        reduce,
+        method,
+        differentiated(params, wrt),
+        per_leaf,
+        check_batch_size(batch_size),
+        precision,
     )
+    index = chosen_outputs(outputs, output_shapes(f, params, x1))
+    return _kernels(f, params, x1, x2, index, options=options)
 
 
 def matrix(kernel: jax.Array) -> jax.Array:

@@ -1,30 +1,28 @@
-"""The methods that compute a block of the kernel, as rows of one table.
+"""The methods that compute a kernel, as rows of one table.
 
-A block is the kernel between the examples `x1 (B1, ...)` and `x2 (B2, ...)`, from the Jacobians of
-single examples. Outputs that are chosen, or summed, are so in the model that a method is given: it
-has C outputs, and a method takes all of them.
+Outputs that are chosen, or summed, are so in the model that a method is given: it has C outputs,
+and a method takes all of them. A method makes the features of a batch, and from two features the
+kernel between the batches.
 """
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lazyjax.derivatives import jvp, linearization
+from lazyjax.kernels import structured
+from lazyjax.kernels.blocks import Blocks
+from lazyjax.kernels.costs import operations, rates, results
+from lazyjax.kernels.structured import ORDERS, of_jacobians
 
 Weights = list[jax.Array]  # the leaves that are differentiated
 
-REDUCTIONS = {
-    "none": "nkp,mlp->nmkl",
-    "diagonal": "nkp,mkp->nmk",
-    "trace": "nkp,mkp->nm",
-    "sum": "nkp,mkp->nm",  # of a model with one output, the sum
-}
-"""The reductions, and how two Jacobians (B, C, P) are contracted for each."""
+REDUCTIONS = ("none", "diagonal", "trace", "sum")
+"""What is kept of the K x K outputs."""
 
-_FROM_PRODUCTS = {"none": "lnk->nkl", "diagonal": "lnl->nl", "trace": "lnl->n", "sum": "lnl->n"}
 _COLUMNS_AT_ONCE = 64
 
 
@@ -34,26 +32,53 @@ class Model(NamedTuple):
     function: Callable[[Weights, Any], jax.Array]  # w, x (...) -> y (C,)
     w: Weights
     reverse: bool  # whether reverse mode works
+    jaxpr: Any  # of the function; its inputs are the leaves of w and x
 
 
-class Sizes(NamedTuple):
-    """What the operations of a method depend on."""
+class Task(NamedTuple):
+    """What is asked for, and its sizes."""
 
     n1: int
     n2: int
     symmetric: bool
     outputs: int  # C
-    mixed: bool  # whether pairs of different outputs are asked for
-    parameters: int  # P, those that are differentiated
-    forward: int  # operations of one evaluation on one example
+    reduce: str
+    apart: bool  # a kernel for each leaf
+
+    @property
+    def pairs(self) -> int:
+        """Entries of the kernel for one pair of examples that are computed."""
+        return self.outputs ** (2 if self.reduce == "none" else 1)
+
+    @property
+    def tiles(self) -> float:
+        """Pairs of examples that are computed."""
+        return self.n1 * self.n2 / (2 if self.symmetric else 1)
+
+    @property
+    def examples(self) -> int:
+        """Examples whose features are computed."""
+        return self.n1 + (0 if self.symmetric else self.n2)
+
+
+class Engine(NamedTuple):
+    """A method at work on one model and task."""
+
+    features: Callable[[Any], Any]
+    contract: Callable[[Any, Any], dict[int, jax.Array]]  # {leaf: kernel}, {-1: the whole}
+    operations: float  # multiply-adds in all
+    entries: int  # numbers a tile makes for one pair of examples
+    working: float  # bytes of intermediate results for the features of one example
 
 
 class Method(NamedTuple):
-    """A row of the table: the block, its operations, and what it asks of the model."""
+    """A row of the table."""
 
-    block: Callable[[Model, Any, Any | None, str], jax.Array]
-    operations: Callable[[Sizes], int]
+    engine: Callable[[Model, Any, Task], Engine]
     needs_reverse: bool
+
+
+# --- Jacobian contraction ----------------------------------------------------------------------
 
 
 def _by_rows(model: Model, x: Any) -> Weights:
@@ -90,65 +115,142 @@ def jacobian(model: Model, x: Any) -> Weights:
     return (_by_rows if model.reverse else _by_columns)(model, x)
 
 
-def _jacobian_contraction(model: Model, x1: Any, x2: Any | None, reduce: str) -> jax.Array:
-    j1 = jacobian(model, x1)
-    j2 = j1 if x2 is None else jacobian(model, x2)
-    one = jax.tree.map(lambda a: a[0], x1)
-    dtype = jax.eval_shape(model.function, model.w, one).dtype
-    return sum(
-        (
-            jnp.einsum(REDUCTIONS[reduce], a.astype(dtype), b.astype(dtype))
-            for a, b in zip(j1, j2, strict=True)
-        ),
-        start=jnp.zeros((), dtype),
+def _contraction(model: Model, x: Any, task: Task) -> Engine:
+    dtype = model.jaxpr.out_avals[0].dtype
+    forward = operations(model.jaxpr.jaxpr)
+    parameters = sum(w.size for w in model.w)
+
+    def features(x: Any) -> dict[int, jax.Array]:
+        leaves = [j.astype(dtype) for j in jacobian(model, x)]
+        return dict(enumerate(leaves)) if task.apart else {-1: jnp.concatenate(leaves, 2)}
+
+    def contract(f1: Any, f2: Any) -> dict[int, jax.Array]:
+        return {leaf: of_jacobians(j, f2[leaf], task.reduce) for leaf, j in f1.items()}
+
+    return Engine(
+        features,
+        contract,
+        task.examples * (1 + 2 * task.outputs) * forward + task.tiles * task.pairs * parameters,
+        task.pairs if task.reduce in ("none", "diagonal") else 1,
+        results(model.jaxpr.jaxpr) * (1 + task.outputs)
+        + 2 * task.outputs * parameters * dtype.itemsize,
     )
 
 
-def _ntk_vector_products(model: Model, x1: Any, x2: Any | None, reduce: str) -> jax.Array:
-    _, product = linearization(
-        lambda w: jax.vmap(model.function, (None, 0))(w, x1), model.w
-    )  # v -> J1 v (B1, C), its residuals stored once
+# --- NTK-vector products -----------------------------------------------------------------------
 
-    def against(x: Any) -> jax.Array:  # one example of x2
-        y, pullback = jax.vjp(lambda w: model.function(w, x), model.w)
-        cotangents = jnp.eye(y.size, dtype=y.dtype)
-        products = jax.vmap(lambda u: product(pullback(u)[0]))(cotangents)  # (C, B1, C)
-        return jnp.einsum(_FROM_PRODUCTS[reduce], products)
-
-    return jnp.moveaxis(jax.lax.map(against, x1 if x2 is None else x2), 0, 1)
+_FROM_PRODUCTS = {"none": "lnk->nkl", "diagonal": "lnl->nl", "trace": "lnl->n", "sum": "lnl->n"}
 
 
-def _contraction_operations(s: Sizes) -> int:
-    examples = s.n1 if s.symmetric else s.n1 + s.n2
-    jacobians = examples * (1 + 2 * s.outputs) * s.forward
-    pairs = s.outputs**2 if s.mixed else s.outputs
-    return jacobians + s.n1 * s.n2 * pairs * s.parameters
+def _products(model: Model, x: Any, task: Task) -> Engine:
+    forward = operations(model.jaxpr.jaxpr)
+    leaves: list[list[int]] = (
+        [[i] for i in range(len(model.w))] if task.apart else [list(range(len(model.w)))]
+    )
+
+    def of_leaves(chosen: list[int], x1: Any, x2: Any) -> jax.Array:
+        def function(moving: Weights, x: Any) -> jax.Array:
+            w = list(model.w)
+            for i, value in zip(chosen, moving, strict=True):
+                w[i] = value
+            return model.function(w, x)
+
+        start = [model.w[i] for i in chosen]
+        _, product = linearization(
+            lambda w: jax.vmap(function, (None, 0))(w, x1), start
+        )  # v -> J1 v (B1, C), its residuals stored once
+
+        def against(x: Any) -> jax.Array:  # one example of x2
+            y, pullback = jax.vjp(lambda w: function(w, x), start)
+            cotangents = jnp.eye(y.size, dtype=y.dtype)
+            products = jax.vmap(lambda u: product(pullback(u)[0]))(cotangents)  # (C, B1, C)
+            return jnp.einsum(_FROM_PRODUCTS[task.reduce], products)
+
+        kernel = jnp.moveaxis(jax.lax.map(against, x2), 0, 1)
+        return (
+            kernel.transpose(0, 2, 1, 3)
+            if task.reduce == "none"
+            else (kernel.transpose(0, 2, 1) if task.reduce == "diagonal" else kernel)
+        )
+
+    def contract(x1: Any, x2: Any) -> dict[int, jax.Array]:
+        return {c[0] if task.apart else -1: of_leaves(c, x1, x2) for c in leaves}
+
+    return Engine(
+        lambda x: x,
+        contract,
+        task.n2 * (1 + 2 * task.outputs) * forward
+        + task.n1 * forward
+        + 2 * task.tiles * task.outputs * 2 * forward,
+        task.pairs,
+        results(model.jaxpr.jaxpr),
+    )
 
 
-def _products_operations(s: Sizes) -> int:
-    pullbacks = s.n2 * (1 + 2 * s.outputs) * s.forward
-    return s.n1 * s.forward + pullbacks + s.n1 * s.n2 * s.outputs * 2 * s.forward
+# --- structured derivatives --------------------------------------------------------------------
+
+
+def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> Engine:
+    """Choose an order for each part, or take the given one where it admits the part."""
+    itemsize = model.jaxpr.out_avals[0].dtype.itemsize
+
+    def choose(shape: structured.Shape) -> str:
+        if order is not None and ORDERS[order].admits(shape):
+            return order
+        return structured.cheapest_order(shape, task, itemsize)
+
+    plan = structured.plan(model.jaxpr, len(model.w), choose, apart=task.apart)
+    work = structured.cost(plan, model.w, task)
+    return Engine(
+        partial(structured.features, plan, model.w),
+        lambda f1, f2: structured.contract(plan, f1, f2, task.reduce),
+        *work,
+    )
 
 
 METHODS = {
-    "jacobian_contraction": Method(_jacobian_contraction, _contraction_operations, False),
-    "ntk_vector_products": Method(_ntk_vector_products, _products_operations, True),
+    "structured_derivatives": Method(_structured, True),
+    "jacobian_contraction": Method(_contraction, False),
+    "ntk_vector_products": Method(_products, True),
 }
 """The methods, as Novak, Sohl-Dickstein, Schoenholz 2022 name them.
 
+`structured_derivatives` keeps the factors of the Jacobian of each product, and forms a Jacobian
+only where that is cheapest (`lazyjax.kernels.structured`).
 `jacobian_contraction` forms the Jacobians, B C P numbers for each side, and multiplies them:
 N C (forward) + N^2 C^2 P operations (N^2 C P where outputs are not mixed).
 `ntk_vector_products` takes J1 (J2^T e) for every output of every example of x2, one example at a
 time: N^2 C (forward) operations, and memory for C P numbers and C evaluations of x1.
 """
 
-
-def parameter_count(w: Weights) -> int:
-    """Count the parameters that are differentiated."""
-    return sum(math.prod(jnp.shape(leaf)) for leaf in w)
+_TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
+_ROWS = 320  # of a matrix product, below which it slows down
 
 
-def cheapest(sizes: Sizes, *, reverse: bool) -> str:
+def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None) -> Blocks:
+    """Choose the sizes of tiles, and how many examples are differentiated at once.
+
+    Parameters
+    ----------
+    engine : Engine
+    task : Task
+    asked : pair of int or None
+        The most examples of x1 and of x2 in a tile.
+
+    Returns
+    -------
+    Blocks
+    """
+    at_once = max(1, int(rates().cache // max(engine.working, 1)))
+    if asked is not None:
+        return Blocks(*asked, min(at_once, *asked))
+    side = max(1, int((rates().cache / 8 / engine.entries) ** 0.5))  # results stay in a cache
+    if task.symmetric:
+        side = min(side, max(-(-task.n1 // _TILES), _ROWS // task.outputs, 1))
+    return Blocks(side, side, at_once)
+
+
+def cheapest(model: Model, x: Any, task: Task) -> str:
     """Name the method with the fewest operations among those that the model admits."""
-    allowed = [name for name, method in METHODS.items() if reverse or not method.needs_reverse]
-    return min(allowed, key=lambda name: METHODS[name].operations(sizes))
+    allowed = [name for name, m in METHODS.items() if model.reverse or not m.needs_reverse]
+    return min(allowed, key=lambda name: METHODS[name].engine(model, x, task).operations)

@@ -1,0 +1,152 @@
+"""How a parameter enters a product: one row of `RULES` for each primitive with structure.
+
+In a product z = a W the derivative of output k by W is a sum over positions s of outer products,
+J_k[b, p, q] = sum_s a[b, s, p] d_k[b, s, q], with d_k = dy_k / dz. A rule tells which axes of the
+other operand and of z are the shared ones (b), the positions (s), and the leaf's own (p and q).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lazyjax.kernels.views import Atom, Roles, View, split
+
+
+class Use(NamedTuple):
+    """One place where a leaf enters a product."""
+
+    view: View
+    kept: int  # the operand whose value is kept, the other factor; -1 where it is 1 (a bias)
+    prepare: Callable[[jax.Array], jax.Array]  # from that value to the factor's array
+    a: Roles  # of the prepared array, its contracted axes the leaf's own ("x")
+    d: Roles  # of the cotangent of the product
+    tokens: int = 0  # > 0: the factor is whole numbers below this, short for one-hot vectors
+
+
+def _axis(kind: str, atoms: tuple[Atom, ...] | None) -> Any:
+    return tuple((kind, atom) for atom in atoms or ())
+
+
+def _same(value: jax.Array) -> jax.Array:
+    return value
+
+
+def _dot(equation: Any, operand: int, view: View) -> Use | None:
+    if view.spread:
+        return None
+    contracted, shared = equation.params["dimension_numbers"]
+    other = 1 - operand
+    c_w, c_t = contracted[operand], contracted[other]
+    b_w, b_t = shared[operand], shared[other]
+    t_axes: list[Any] = [None] * equation.invars[other].aval.ndim
+    for w, t in zip(c_w, c_t, strict=True):
+        t_axes[t] = _axis("x", view.axes[w])
+    for w, t in zip(b_w, b_t, strict=True):
+        t_axes[t] = _axis("b", view.axes[w])
+    free_w = [_axis("x", axis) for i, axis in enumerate(view.axes) if i not in (*c_w, *b_w)]
+    free_t = [None] * (len(t_axes) - len(c_t) - len(b_t))
+    sides = (free_w, free_t) if operand == 0 else (free_t, free_w)
+    d_axes = [_axis("b", view.axes[w]) for w in b_w] + sides[0] + sides[1]
+    return Use(view, other, _same, Roles(tuple(t_axes)), Roles(tuple(d_axes)))
+
+
+def _patches(x: jax.Array, *, settings: dict[str, Any], window: tuple[int, ...]) -> jax.Array:
+    """Give the patches of a convolution's input, (batch, *places, prod(window), features)."""
+    layout = settings["dimension_numbers"].lhs_spec
+    x = x.transpose(layout[0], *layout[2:], layout[1])
+    padding = zip(settings["padding"], settings["lhs_dilation"], strict=True)
+    edges = [(0, 0, 0), *((low, high, step - 1) for (low, high), step in padding), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    strides, steps = settings["window_strides"], settings["rhs_dilation"]
+    places = [
+        (n - (w - 1) * step - 1) // stride + 1
+        for n, w, step, stride in zip(x.shape[1:-1], window, steps, strides, strict=True)
+    ]
+
+    def shifted(offset: tuple[int, ...]) -> jax.Array:
+        starts = [i * step for i, step in zip(offset, steps, strict=True)]
+        stops = [
+            start + (n - 1) * stride + 1
+            for start, n, stride in zip(starts, places, strides, strict=True)
+        ]
+        return lax.slice(x, (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), (1, *strides, 1))
+
+    offsets = [()]
+    for w in window:
+        offsets = [(*offset, i) for offset in offsets for i in range(w)]
+    return jnp.stack([shifted(offset) for offset in offsets], axis=-2)
+
+
+def _convolution(equation: Any, operand: int, view: View) -> Use | None:
+    settings = equation.params
+    if operand != 1 or view.spread or settings["batch_group_count"] != 1:
+        return None
+    numbers, groups = settings["dimension_numbers"], settings["feature_group_count"]
+    out, into, *spatial = (view.axes[i] for i in numbers.rhs_spec)
+    features = equation.invars[1].aval.shape[numbers.rhs_spec[0]]
+    grouped = split(out or (), (groups, features // groups))
+    if grouped is None:
+        return None
+    window = tuple(equation.invars[1].aval.shape[i] for i in numbers.rhs_spec[2:])
+    inside = tuple(entry for axis in spatial for entry in _axis("x", axis))
+    a = (None, *[None] * len(window), inside, _axis("b", grouped[0]) + _axis("x", into))
+    d: list[Any] = [None] * (2 + len(window))
+    for place, axis in zip(
+        numbers.out_spec,
+        (None, _axis("b", grouped[0]) + _axis("x", grouped[1]), *[None] * len(window)),
+        strict=True,
+    ):
+        d[place] = axis
+    # positions must run in one order in both: batch, then the places as the input has them
+    if list(numbers.out_spec[2:]) != sorted(numbers.out_spec[2:]) or numbers.out_spec[0] > min(
+        numbers.out_spec[2:], default=math.inf
+    ):
+        return None
+    prepare = partial(_patches, settings=settings, window=window)
+    return Use(view, 0, prepare, Roles(a), Roles(tuple(d)))
+
+
+def _tokens(indices: jax.Array, *, size: int, mode: str) -> jax.Array:
+    index = indices[..., 0]
+    if "FILL_OR_DROP" in mode:  # what is out of bounds has no gradient
+        return jnp.where((index >= 0) & (index < size), index, -1)
+    return jnp.clip(index, 0, size - 1)
+
+
+def _gather(equation: Any, operand: int, view: View) -> Use | None:
+    settings = equation.params
+    numbers, mode = settings["dimension_numbers"], str(settings["mode"])
+    shape = equation.invars[0].aval.shape
+    picked = numbers.start_index_map
+    if operand or view.spread or len(picked) != 1 or numbers.operand_batching_dims:
+        return None
+    rest = tuple(n for i, n in enumerate(shape) if i != picked[0])
+    slices = settings["slice_sizes"]
+    whole = tuple(n for i, n in enumerate(slices) if i != picked[0]) == rest
+    known = any(name in mode for name in ("FILL_OR_DROP", "CLIP", "PROMISE_IN_BOUNDS"))
+    if not (whole and known and slices[picked[0]] == 1 and numbers.collapsed_slice_dims == picked):
+        return None
+    own = iter(_axis("x", axis) for i, axis in enumerate(view.axes) if i != picked[0])
+    d = [
+        next(own) if i in numbers.offset_dims else None
+        for i in range(equation.outvars[0].aval.ndim)
+    ]
+    positions = equation.invars[1].aval.ndim - 1
+    prepare = partial(_tokens, size=shape[picked[0]], mode=mode)
+    atoms = _axis("x", view.axes[picked[0]])
+    return Use(
+        view, 1, prepare, Roles((*[None] * positions, atoms)), Roles(tuple(d)), shape[picked[0]]
+    )
+
+
+RULES: dict[str, Callable[[Any, int, View], Use | None]] = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "gather": _gather,
+}
+"""`(equation, operand, view) -> Use`, or None where the rule does not cover it."""

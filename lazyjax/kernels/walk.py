@@ -1,0 +1,395 @@
+"""Where each parameter enters a model, found in its jaxpr, and the model run with those places open.
+
+`find` follows every leaf through what only changes its layout to the products that it enters.
+A product is open when a zero is added to its output: the derivative of the model by that zero is
+the cotangent d of the product, and the value of its other operand is the factor a.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal
+
+from lazyjax.kernels.rules import RULES, Use
+from lazyjax.kernels.views import Atom, Axis, Roles, View, covers, follow, of_leaf
+
+Place = tuple[int, ...]
+"""Numbers of an equation and of those around it, outermost first."""
+
+INLINE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+"""Primitives whose jaxpr may be run in their place."""
+
+
+class _Walk:
+    """What one walk gathers."""
+
+    def __init__(self) -> None:
+        self.uses: dict[Place, list[Use]] = {}
+        self.biases: dict[Place, View] = {}
+        self.plain: dict[int, str] = {}
+        self.seen: set[int] = set()
+
+
+def _inner(equation: Any) -> Any:
+    inner = equation.params["jaxpr"]
+    return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+
+
+def _needed(jaxpr: Any) -> list[bool]:
+    """Tell which equations the outputs depend on."""
+    alive = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    needed = [False] * len(jaxpr.eqns)
+    for i in reversed(range(len(jaxpr.eqns))):
+        equation = jaxpr.eqns[i]
+        if equation.effects or any(v in alive for v in equation.outvars):
+            needed[i] = True
+            alive |= {v for v in equation.invars if not isinstance(v, Literal)}
+    return needed
+
+
+def _bias(equation: Any, operand: int, view: View, use: Use) -> bool:
+    """Tell whether a view is added to a product once for each position: its bias."""
+    shape = equation.outvars[0].aval.shape
+    roles = use.d.axes[len(use.d.axes) - len(shape) :]
+    if len(view.axes) != len(shape) or view.levels != use.view.levels or view.cuts:
+        return False
+    for axis, role, length in zip(view.axes, roles, shape, strict=True):
+        own = sum(atom.length > 1 for _, atom in role or ())
+        if (bool(axis) != bool(own)) or (axis and np.prod([a.length for a in axis]) != length):
+            return False
+    return not any(atom.cut or atom.flipped for axis in view.axes for atom in axis or ())
+
+
+def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> list[View | None]:
+    """Follow the views that come in; give those that go out."""
+    known: dict[Any, View] = {
+        v: view for v, view in zip(jaxpr.invars, views, strict=True) if view is not None
+    }
+    consumers = Counter(
+        v for e in jaxpr.eqns for v in e.invars if not isinstance(v, Literal)
+    ) + Counter(v for v in jaxpr.outvars if not isinstance(v, Literal))
+    opened: dict[Any, Place] = {}  # the output of a product, and its place
+
+    def view_of(atom: Any) -> View | None:
+        return None if isinstance(atom, Literal) else known.get(atom)
+
+    for i, (equation, needed) in enumerate(zip(jaxpr.eqns, _needed(jaxpr), strict=True)):
+        entering = [(o, view) for o, v in enumerate(equation.invars) if (view := view_of(v))]
+        if not entering or not needed:
+            continue
+        name, place = equation.primitive.name, (*here, i)
+        if name in INLINE:
+            inner = _walk(_inner(equation), [view_of(v) for v in equation.invars], walk, place)
+            known |= {
+                v: view for v, view in zip(equation.outvars, inner, strict=True) if view is not None
+            }
+            continue
+        if name == "scan":
+            _walk_scan(equation, entering, walk, place)
+            continue
+        if len(entering) == 1 and (view := follow(equation, *entering[0])) is not None:
+            known[equation.outvars[0]] = view
+            continue
+        for operand, view in entering:
+            walk.seen.add(view.leaf)
+            if name == "add":
+                other = opened.get(equation.invars[1 - operand]) if len(entering) == 1 else None
+                if (
+                    other is not None
+                    and consumers[equation.invars[1 - operand]] == 1
+                    and equation.invars[1 - operand].aval == equation.outvars[0].aval
+                    and other not in walk.biases
+                    and len(walk.uses[other]) == 1
+                    and _bias(equation, operand, view, walk.uses[other][0])
+                ):
+                    walk.biases[other] = view
+                    continue
+            use = RULES[name](equation, operand, view) if name in RULES else None
+            if use is None:
+                walk.plain.setdefault(view.leaf, name)
+            else:
+                walk.uses.setdefault(place, []).append(_with_levels(use))
+                opened[equation.outvars[0]] = place
+    return [view_of(v) for v in jaxpr.outvars]
+
+
+def _with_levels(use: Use) -> Use:
+    """Add an axis for each scan around: one of the leaf where it runs over it, or positions."""
+    outer = tuple(
+        None if axis is None else tuple(("b", atom) for atom in axis) for axis in use.view.levels
+    )
+    return use._replace(a=Roles(outer + use.a.axes), d=Roles(outer + use.d.axes))
+
+
+def _walk_scan(equation: Any, entering: list[tuple[int, View]], walk: _Walk, place: Place) -> None:
+    constants, carries = equation.params["num_consts"], equation.params["num_carry"]
+    inside: list[View | None] = [None] * len(equation.invars)
+    for operand, view in entering:
+        if operand < constants:
+            inside[operand] = view._replace(levels=(*view.levels, None))
+        elif operand < constants + carries or view.axes[0] is None:
+            walk.seen.add(view.leaf)
+            walk.plain.setdefault(view.leaf, "the carry of a scan")
+        else:
+            inside[operand] = view._replace(axes=view.axes[1:], levels=(*view.levels, view.axes[0]))
+    for view in _walk(_inner(equation), inside, walk, place):
+        if view is not None:
+            walk.seen.add(view.leaf)
+            walk.plain.setdefault(view.leaf, "what a scan gives")
+
+
+def _kinds(roles: Roles, kind: str) -> frozenset[Atom]:
+    return covers(frozenset(a for axis in roles.axes for k, a in axis or () if k == kind))
+
+
+def signature(use: Use) -> tuple[frozenset[Atom], frozenset[Atom], frozenset[Atom]]:
+    """Give what a use shares, what its factor a covers, and what its cotangent d covers."""
+    return _kinds(use.a, "b"), _kinds(use.a, "x"), _kinds(use.d, "x")
+
+
+def _cuts(use: Use) -> frozenset[Atom]:
+    atoms = [atom for roles in (use.a, use.d) for axis in roles.axes for _, atom in axis or ()]
+    return use.view.cuts | {atom._replace(flipped=False) for atom in atoms if atom.cut}
+
+
+def _apart(one: frozenset[Atom], other: frozenset[Atom]) -> bool:
+    """Tell whether two slices of a leaf have no entry in common."""
+    return any(
+        a[:3] == b[:3] and (a.stop <= b.start or b.stop <= a.start) for a in one for b in other
+    )
+
+
+class Part(NamedTuple):
+    """The uses of a leaf, or of one slice of it, that have the same axes for a and for d."""
+
+    leaf: int | None  # None: of the bias alone
+    straight: tuple[tuple[Place, int], ...]  # place and number of the use
+    swapped: tuple[tuple[Place, int], ...]  # where a covers what d does in the others
+    bias: int | None  # the leaf that is added to the product
+    tokens: int
+
+
+def _parts_of_leaf(
+    leaf: int, uses: dict[Place, list[Use]], biases: dict[Place, View]
+) -> list[Part] | None:
+    """Sort the uses of a leaf by slice; None where two of them overlap but do not agree."""
+    slices: dict[frozenset[Atom], list[tuple[Place, int, Use]]] = {}
+    for place, entries in uses.items():
+        for number, use in enumerate(entries):
+            if use.view.leaf == leaf:
+                slices.setdefault(_cuts(use), []).append((place, number, use))
+    names = list(slices)
+    if any(not _apart(a, b) for i, a in enumerate(names) for b in names[:i]):
+        return None
+    parts = []
+    for group in slices.values():
+        shared, left, right = signature(group[0][2])
+        straight, swapped = [], []
+        for place, number, use in group:
+            if signature(use) == (shared, left, right):
+                straight.append((place, number))
+            elif signature(use) == (shared, right, left):
+                swapped.append((place, number))
+            else:
+                return None
+        alone = len(group) == 1
+        bias = biases.get(group[0][0]) if alone else None
+        tokens = group[0][2].tokens if all(use.tokens for _, _, use in group) else 0
+        if swapped and tokens:
+            return None
+        parts.append(
+            Part(leaf, tuple(straight), tuple(swapped), bias.leaf if bias else None, tokens)
+        )
+    return parts
+
+
+def split_bias(part: Part) -> list[Part]:
+    """Give the part of a product without its bias, and that of the bias alone."""
+    if part.bias is None or part.leaf is None:
+        return [part]
+    return [part._replace(bias=None), part._replace(leaf=None)]
+
+
+class Structure(NamedTuple):
+    """How a model is differentiated: parts by their factors, the other leaves as they are."""
+
+    uses: dict[Place, tuple[Use, ...]]
+    parts: tuple[Part, ...]
+    plain: dict[int, str]  # leaf -> why
+    unused: tuple[int, ...]
+
+
+def find(jaxpr: Any, leaves: int) -> Structure:
+    """Find how each leaf enters a model.
+
+    Parameters
+    ----------
+    jaxpr : Jaxpr
+        Of `(*leaves, *x) -> y` on one example.
+    leaves : int
+        How many of its inputs are leaves of the parameters.
+
+    Returns
+    -------
+    Structure
+    """
+    walk = _Walk()
+    views: list[View | None] = [
+        of_leaf(leaf, v.aval.shape) if leaf < leaves else None
+        for leaf, v in enumerate(jaxpr.invars)
+    ]
+    for view in _walk(jaxpr, views, walk, ()):
+        if view is not None:
+            walk.seen.add(view.leaf)
+            walk.plain.setdefault(view.leaf, "the output")
+
+    # a bias is one only where that is all it does, and its product is structured
+    often = Counter(view.leaf for view in walk.biases.values())
+    used = {use.view.leaf for uses in walk.uses.values() for use in uses}
+    parts: list[Part] = []
+    for leaf in sorted(used - set(walk.plain)):
+        found = _parts_of_leaf(leaf, walk.uses, walk.biases)
+        if found is None:
+            walk.plain[leaf] = "products that do not agree"
+        else:
+            parts += found
+    lonely = {leaf for leaf, n in often.items() if n > 1 or leaf in used or leaf in walk.plain}
+    parts = [
+        p._replace(bias=None) if p.bias in lonely else p for p in parts if p.leaf not in walk.plain
+    ]
+    carried = {p.bias for p in parts}
+    for leaf in often:
+        if leaf not in carried:
+            walk.plain.setdefault(leaf, "add")
+    parts = [p for p in parts if p.leaf not in walk.plain]
+    places = {place for part in parts for place, _ in (*part.straight, *part.swapped)}
+    return Structure(
+        {place: tuple(walk.uses[place]) for place in sorted(places)},
+        tuple(parts),
+        walk.plain,
+        tuple(leaf for leaf in range(leaves) if leaf not in walk.seen),
+    )
+
+
+def _evaluate_one(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]:
+    inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=inputs,
+        outvars=equation.outvars,
+        eqns=[equation],
+        effects=equation.effects,
+        debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
+    )
+    return jax.core.eval_jaxpr(alone, (), *map(read, inputs))
+
+
+def zeros(jaxpr: Any, places: set[Place], here: Place = ()) -> dict[Place, jax.Array]:
+    """Give a zero for the output of each open product, stacked for each scan around it."""
+    found = {}
+    for i, equation in enumerate(jaxpr.eqns):
+        place = (*here, i)
+        if place in places:
+            aval = equation.outvars[0].aval
+            found[place] = jnp.zeros(aval.shape, aval.dtype)
+        elif any(p[: len(place)] == place for p in places):
+            inner = zeros(_inner(equation), places, place)
+            if equation.primitive.name == "scan":
+                length = equation.params["length"]
+                inner = {p: jnp.zeros((length, *z.shape), z.dtype) for p, z in inner.items()}
+            found |= inner
+    return found
+
+
+def run(
+    jaxpr: Any,
+    consts: Any,
+    arguments: Any,
+    uses: dict[Place, tuple[Use, ...]],
+    added: dict[Place, jax.Array],
+    here: Place = (),
+) -> tuple[list[Any], dict[Place, tuple[Any, ...]]]:
+    """Evaluate a jaxpr with its products open.
+
+    Parameters
+    ----------
+    jaxpr, consts, arguments
+        What to evaluate.
+    uses : dict
+        From `find`.
+    added : dict
+        What is added to the output of each open product, as from `zeros`.
+
+    Returns
+    -------
+    outputs : list
+    kept : dict
+        For each open product, the values of the other factor of each of its uses.
+    """
+    values = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= dict(zip(jaxpr.invars, arguments, strict=True))
+    kept: dict[Place, tuple[Any, ...]] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for i, (equation, needed) in enumerate(zip(jaxpr.eqns, _needed(jaxpr), strict=True)):
+        if not needed:
+            continue
+        place = (*here, i)
+        inside = {p: u for p, u in uses.items() if p[: len(place)] == place}
+        if place in inside:
+            (out,) = _evaluate_one(jaxpr, equation, read)
+            out = [out + added[place]]
+            kept[place] = tuple(read(equation.invars[use.kept]) for use in inside[place])
+        elif inside and equation.primitive.name == "scan":
+            out, more = _run_scan(
+                equation, [read(v) for v in equation.invars], inside, added, place
+            )
+            kept |= more
+        elif inside:
+            inner = equation.params["jaxpr"]
+            out, more = run(
+                _inner(equation),
+                getattr(inner, "consts", ()),
+                [read(v) for v in equation.invars],
+                inside,
+                added,
+                place,
+            )
+            kept |= more
+        else:
+            out = _evaluate_one(jaxpr, equation, read)
+        values |= dict(zip(equation.outvars, out, strict=True))
+    return [read(v) for v in jaxpr.outvars], kept
+
+
+def _run_scan(
+    equation: Any, inputs: list[Any], uses: dict[Place, Any], added: dict[Place, Any], place: Place
+) -> tuple[list[Any], dict[Place, tuple[Any, ...]]]:
+    settings = equation.params
+    constants, carries = settings["num_consts"], settings["num_carry"]
+    outside = inputs[:constants]
+    start, over = inputs[constants : constants + carries], inputs[constants + carries :]
+    mine = {p: added[p] for p in uses}
+
+    def body(carry: Any, now: Any) -> tuple[Any, Any]:
+        over, mine = now
+        out, kept = run(
+            _inner(equation), settings["jaxpr"].consts, [*outside, *carry, *over], uses, mine, place
+        )
+        return out[:carries], (out[carries:], kept)
+
+    carry, (out, kept) = jax.lax.scan(
+        body,
+        start,
+        (over, mine),
+        length=settings["length"],
+        reverse=settings["reverse"],
+        unroll=settings["unroll"],
+    )
+    return [*carry, *out], kept
