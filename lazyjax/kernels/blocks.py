@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyjax import checks
+from lazyjax.kernels.layouts import plain_convolutions
 
 
 class Blocks(NamedTuple):
@@ -70,6 +71,7 @@ def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
     n = checks.batch("x", x)
     if size >= n:
         return function(x)
+    function = plain_convolutions(function)
     like = jax.eval_shape(lambda: function(_take(x, 0, size)))
     found = jax.tree.map(lambda a: jnp.zeros((n, *a.shape[1:]), a.dtype), like)
 

@@ -69,6 +69,7 @@ class Engine(NamedTuple):
     operations: float  # multiply-adds in all
     entries: int  # numbers a tile makes for one pair of examples
     working: float  # bytes of intermediate results for the features of one example
+    weights: float  # bytes of all weights
 
 
 class Method(NamedTuple):
@@ -134,6 +135,7 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
         task.pairs if task.reduce in ("none", "diagonal") else 1,
         results(model.jaxpr.jaxpr) * (1 + task.outputs)
         + 2 * task.outputs * parameters * dtype.itemsize,
+        parameters * dtype.itemsize,
     )
 
 
@@ -184,6 +186,7 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
         + 2 * task.tiles * task.outputs * 2 * forward,
         task.pairs,
         results(model.jaxpr.jaxpr),
+        0,
     )
 
 
@@ -205,6 +208,7 @@ def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> E
         partial(structured.features, plan, model.w),
         lambda f1, f2: structured.contract(plan, f1, f2, task.reduce),
         *work,
+        sum(w.size for w in model.w) * itemsize,
     )
 
 
@@ -241,7 +245,8 @@ def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None) -> 
     -------
     Blocks
     """
-    at_once = max(1, int(rates().cache // max(engine.working, 1)))
+    # results stay in the cache, unless the weights, read once a block, are larger than they
+    at_once = max(1, int(max(rates().cache, engine.weights) // max(engine.working, 1)))
     if asked is not None:
         return Blocks(*asked, min(at_once, *asked))
     side = max(1, int((rates().cache / 8 / engine.entries) ** 0.5))  # results stay in a cache

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from lazyjax.kernels.costs import operations, rates, results
 from lazyjax.kernels.rules import Use
-from lazyjax.kernels.views import Roles, arrange, count
-from lazyjax.kernels.walk import Part, Place, Structure, find, run, zeros
+from lazyjax.kernels.views import arrange, count
+from lazyjax.kernels.walk import Part, Place, Structure, find, run, split_bias, zeros
 
 
 class Factors(NamedTuple):
@@ -65,9 +65,18 @@ def _factor_d(use: Use, cotangents: jax.Array, dtype: Any) -> jax.Array:
 
 
 def factors(
-    part: Part, uses: dict[Place, Any], kept: dict[Place, Any], d: dict[Place, Any], dtype: Any
+    part: Part,
+    uses: dict[Place, Any],
+    kept: dict[Place, Any],
+    d: dict[Place, Any],
+    dtype: Any,
+    *,
+    joined: bool,
 ) -> Factors:
-    """Gather the factors of a part of one example, its uses along the positions."""
+    """Gather the factors of a part of one example, its uses along the positions.
+
+    A bias is a column of ones of a, where it is `joined`.
+    """
 
     def gather(places: Any) -> tuple[jax.Array | None, jax.Array | None]:
         chosen = [(uses[place][number], place, number) for place, number in places]
@@ -79,10 +88,14 @@ def factors(
         return jnp.concatenate(left, axis), jnp.concatenate(right, 2)
 
     a, cotangents = gather(part.straight)
-    if part.bias is not None and a is not None:
-        use = uses[part.straight[0][0]][part.straight[0][1]]
-        one = jnp.full((*a.shape[:2], 1), 1 / use.view.factor, dtype)  # the bias has no factor
-        a = one if part.leaf is None else jnp.concatenate([a, one], 2)
+    if part.bias is None or a is None:
+        return Factors(a, cotangents, *gather(part.swapped))
+    use = uses[part.straight[0][0]][part.straight[0][1]]
+    one = jnp.full((*a.shape[:2], 1), 1 / use.view.factor, dtype)  # the bias has no factor
+    if part.leaf is None:
+        a = one
+    elif joined:
+        a = jnp.concatenate([a, one], 2)
     return Factors(a, cotangents, *gather(part.swapped))
 
 
@@ -113,15 +126,15 @@ def _jacobian_of(f: Factors, shape: Shape) -> jax.Array:
             lambda d: jax.ops.segment_sum(d, a, num_segments=shape.tokens)  # type: ignore
         )(d[:, 0])
         return summed.reshape(shape.outputs, -1)
-    k, b, s, q = d.shape
+    k, b, s, q = d.shape  # q before p: the larger side of the product first
     if s == 1:
-        found = a[None, :, 0, :, None] * d[:, :, 0, None, :]
+        found = d[:, :, 0, :, None] * a[None, :, 0, None, :]
     elif b == 1:
-        found = jnp.einsum("sp,ksq->kpq", a[0], d[:, 0])
+        found = jnp.einsum("sp,ksq->kqp", a[0], d[:, 0])
     else:
-        found = jnp.einsum("bsp,kbsq->kbpq", a, d)
+        found = jnp.einsum("bsp,kbsq->kbqp", a, d)
     if f.d_swapped is not None:
-        found = found + jnp.einsum("kbsp,bsq->kbpq", f.d_swapped, f.a_swapped).reshape(found.shape)
+        found = found + jnp.einsum("kbsp,bsq->kbqp", f.d_swapped, f.a_swapped).reshape(found.shape)
     return found.reshape(k, -1)
 
 
@@ -336,7 +349,7 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
             for leaf, value in zip(plan.plain, plain, strict=True):
                 leaves[leaf] = value
             inputs = [*leaves, *jax.tree.leaves(x)]
-            (y,), kept = run(jaxpr.jaxpr, jaxpr.consts, inputs, structure.uses, added)
+            (y,), kept = run(jaxpr, inputs, added, uses=structure.uses)
             return y, kept
 
         added = zeros(jaxpr.jaxpr, set(structure.uses))
@@ -348,10 +361,15 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
         }
         contracted = {}
         for i, (part, shape) in enumerate(zip(plan.parts, plan.shapes, strict=True)):
-            found = factors(part, structure.uses, kept, d, dtype)
-            if plan.orders[i] == "jacobian":
+            through_j = plan.orders[i] == "jacobian"
+            found = factors(part, structure.uses, kept, d, dtype, joined=not through_j)
+            if through_j:
                 leaf = part.bias if part.leaf is None else part.leaf
                 jacobians.setdefault(leaf, []).append(_jacobian_of(found, shape))
+                if part.bias is not None and part.leaf is not None:  # its other factor is 1
+                    use = structure.uses[part.straight[0][0]][part.straight[0][1]]
+                    summed = jnp.sum(found.d, 2).reshape(y.size, -1) / use.view.factor
+                    jacobians[leaf].append(summed)
             else:
                 contracted[i] = found
         if not plan.apart:

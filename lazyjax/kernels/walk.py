@@ -6,22 +6,20 @@ the cotangent d of the product, and the value of its other operand is the factor
 """
 
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 
+from lazyjax.kernels.jaxprs import INLINE, evaluate, inner, needed, rescan
 from lazyjax.kernels.rules import RULES, Use
 from lazyjax.kernels.views import Atom, Axis, Roles, View, covers, follow, of_leaf
 
 Place = tuple[int, ...]
 """Numbers of an equation and of those around it, outermost first."""
-
-INLINE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
-"""Primitives whose jaxpr may be run in their place."""
 
 
 class _Walk:
@@ -32,23 +30,6 @@ class _Walk:
         self.biases: dict[Place, View] = {}
         self.plain: dict[int, str] = {}
         self.seen: set[int] = set()
-
-
-def _inner(equation: Any) -> Any:
-    inner = equation.params["jaxpr"]
-    return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-
-
-def _needed(jaxpr: Any) -> list[bool]:
-    """Tell which equations the outputs depend on."""
-    alive = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    needed = [False] * len(jaxpr.eqns)
-    for i in reversed(range(len(jaxpr.eqns))):
-        equation = jaxpr.eqns[i]
-        if equation.effects or any(v in alive for v in equation.outvars):
-            needed[i] = True
-            alive |= {v for v in equation.invars if not isinstance(v, Literal)}
-    return needed
 
 
 def _bias(equation: Any, operand: int, view: View, use: Use) -> bool:
@@ -77,15 +58,15 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
     def view_of(atom: Any) -> View | None:
         return None if isinstance(atom, Literal) else known.get(atom)
 
-    for i, (equation, needed) in enumerate(zip(jaxpr.eqns, _needed(jaxpr), strict=True)):
+    for i, (equation, is_needed) in enumerate(zip(jaxpr.eqns, needed(jaxpr), strict=True)):
         entering = [(o, view) for o, v in enumerate(equation.invars) if (view := view_of(v))]
-        if not entering or not needed:
+        if not entering or not is_needed:
             continue
         name, place = equation.primitive.name, (*here, i)
         if name in INLINE:
-            inner = _walk(_inner(equation), [view_of(v) for v in equation.invars], walk, place)
+            given = _walk(inner(equation).jaxpr, list(map(view_of, equation.invars)), walk, place)
             known |= {
-                v: view for v, view in zip(equation.outvars, inner, strict=True) if view is not None
+                v: view for v, view in zip(equation.outvars, given, strict=True) if view is not None
             }
             continue
         if name == "scan":
@@ -136,7 +117,7 @@ def _walk_scan(equation: Any, entering: list[tuple[int, View]], walk: _Walk, pla
             walk.plain.setdefault(view.leaf, "the carry of a scan")
         else:
             inside[operand] = view._replace(axes=view.axes[1:], levels=(*view.levels, view.axes[0]))
-    for view in _walk(_inner(equation), inside, walk, place):
+    for view in _walk(inner(equation).jaxpr, inside, walk, place):
         if view is not None:
             walk.seen.add(view.leaf)
             walk.plain.setdefault(view.leaf, "what a scan gives")
@@ -275,19 +256,6 @@ def find(jaxpr: Any, leaves: int) -> Structure:
     )
 
 
-def _evaluate_one(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]:
-    inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
-    alone = jaxpr.replace(
-        constvars=[],
-        invars=inputs,
-        outvars=equation.outvars,
-        eqns=[equation],
-        effects=equation.effects,
-        debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
-    )
-    return jax.core.eval_jaxpr(alone, (), *map(read, inputs))
-
-
 def zeros(jaxpr: Any, places: set[Place], here: Place = ()) -> dict[Place, jax.Array]:
     """Give a zero for the output of each open product, stacked for each scan around it."""
     found = {}
@@ -297,32 +265,33 @@ def zeros(jaxpr: Any, places: set[Place], here: Place = ()) -> dict[Place, jax.A
             aval = equation.outvars[0].aval
             found[place] = jnp.zeros(aval.shape, aval.dtype)
         elif any(p[: len(place)] == place for p in places):
-            inner = zeros(_inner(equation), places, place)
+            inside = zeros(inner(equation).jaxpr, places, place)
             if equation.primitive.name == "scan":
                 length = equation.params["length"]
-                inner = {p: jnp.zeros((length, *z.shape), z.dtype) for p, z in inner.items()}
-            found |= inner
+                inside = {p: jnp.zeros((length, *z.shape), z.dtype) for p, z in inside.items()}
+            found |= inside
     return found
 
 
 def run(
-    jaxpr: Any,
-    consts: Any,
+    closed: Any,
     arguments: Any,
-    uses: dict[Place, tuple[Use, ...]],
     added: dict[Place, jax.Array],
+    *,
+    uses: dict[Place, tuple[Use, ...]],
     here: Place = (),
 ) -> tuple[list[Any], dict[Place, tuple[Any, ...]]]:
     """Evaluate a jaxpr with its products open.
 
     Parameters
     ----------
-    jaxpr, consts, arguments
+    closed : ClosedJaxpr
+    arguments : list
         What to evaluate.
-    uses : dict
-        From `find`.
     added : dict
         What is added to the output of each open product, as from `zeros`.
+    uses : dict
+        From `find`.
 
     Returns
     -------
@@ -330,66 +299,33 @@ def run(
     kept : dict
         For each open product, the values of the other factor of each of its uses.
     """
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
+    jaxpr = closed.jaxpr
+    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
     kept: dict[Place, tuple[Any, ...]] = {}
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
-    for i, (equation, needed) in enumerate(zip(jaxpr.eqns, _needed(jaxpr), strict=True)):
-        if not needed:
+    for i, (equation, is_needed) in enumerate(zip(jaxpr.eqns, needed(jaxpr), strict=True)):
+        if not is_needed:
             continue
         place = (*here, i)
         inside = {p: u for p, u in uses.items() if p[: len(place)] == place}
         if place in inside:
-            (out,) = _evaluate_one(jaxpr, equation, read)
+            (out,) = evaluate(jaxpr, equation, read)
             out = [out + added[place]]
             kept[place] = tuple(read(equation.invars[use.kept]) for use in inside[place])
-        elif inside and equation.primitive.name == "scan":
-            out, more = _run_scan(
-                equation, [read(v) for v in equation.invars], inside, added, place
-            )
-            kept |= more
         elif inside:
-            inner = equation.params["jaxpr"]
-            out, more = run(
-                _inner(equation),
-                getattr(inner, "consts", ()),
-                [read(v) for v in equation.invars],
-                inside,
-                added,
-                place,
-            )
+            body = partial(run, uses=inside, here=place)
+            inputs = list(map(read, equation.invars))
+            mine = {p: added[p] for p in inside}
+            if equation.primitive.name == "scan":
+                out, more = rescan(equation, inputs, body, mine)
+            else:
+                out, more = body(inner(equation), inputs, mine)
             kept |= more
         else:
-            out = _evaluate_one(jaxpr, equation, read)
+            out = evaluate(jaxpr, equation, read)
         values |= dict(zip(equation.outvars, out, strict=True))
     return [read(v) for v in jaxpr.outvars], kept
-
-
-def _run_scan(
-    equation: Any, inputs: list[Any], uses: dict[Place, Any], added: dict[Place, Any], place: Place
-) -> tuple[list[Any], dict[Place, tuple[Any, ...]]]:
-    settings = equation.params
-    constants, carries = settings["num_consts"], settings["num_carry"]
-    outside = inputs[:constants]
-    start, over = inputs[constants : constants + carries], inputs[constants + carries :]
-    mine = {p: added[p] for p in uses}
-
-    def body(carry: Any, now: Any) -> tuple[Any, Any]:
-        over, mine = now
-        out, kept = run(
-            _inner(equation), settings["jaxpr"].consts, [*outside, *carry, *over], uses, mine, place
-        )
-        return out[:carries], (out[carries:], kept)
-
-    carry, (out, kept) = jax.lax.scan(
-        body,
-        start,
-        (over, mine),
-        length=settings["length"],
-        reverse=settings["reverse"],
-        unroll=settings["unroll"],
-    )
-    return [*carry, *out], kept

@@ -1,0 +1,19 @@
+"""How many multiply-adds ours needs: the one place where they are counted."""
+
+from typing import Any
+
+import jax
+
+from lazyjax import ntk
+from lazyjax.kernels.costs import operations
+
+
+def counted_operations(data: Any, f: Any, reduce: str, symmetric: bool, options: dict) -> float:
+    """Count the multiply-adds of `ntk` on the data of a case.
+
+    THE SEAM: counted in the jaxpr of the call, a scan as often as it runs. Put
+    `lazyjax.kernels.estimate(...)` here once that exists. Where it raises, the table has none.
+    """
+    x2 = None if symmetric else data.x2
+    call = jax.make_jaxpr(lambda p, a, b: ntk(f, p, a, b, reduce=reduce, **options))
+    return operations(call(data.params, data.x1, x2).jaxpr)

@@ -1,0 +1,76 @@
+"""The page for users of neural-tangents: its blocks that need only lazyjax run, and agree."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+PAGE = (Path(__file__).parent.parent / "docs" / "neural_tangents.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def names():
+    found = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+        exec(code, found)
+    return found
+
+
+def test_a_product_with_the_kernel_is_a_vjp_and_a_jvp(names):
+    product = jnp.einsum("nmkl,ml->nk", names["kernel_test"], names["y_train"])
+    np.testing.assert_allclose(names["product"], product, atol=1e-12)
+
+
+def test_the_kernel_in_blocks_of_rows_is_the_kernel(names):
+    np.testing.assert_allclose(names["in_blocks"], names["kernel"], atol=1e-12)
+
+
+def test_a_batch_as_one_example_sees_all_of_the_batch(names):
+    own = np.einsum("nmkk->nm", names["coupled"])
+    assert names["coupled"].shape == (8, 8, 3, 3)
+    # each column of the outputs is a unit vector, so its derivative is orthogonal to it
+    outputs = names["normed"](names["params0"], names["x_train"])
+    moved = np.einsum("nk,nmkl->mkl", outputs, names["coupled"])
+    assert np.max(np.abs(moved)) < 1e-12 * np.max(np.abs(own))
+
+
+def test_less_reduced_kernels_reduce_to_the_others(names):
+    full, rest = names["full"], names["rest"]
+    np.testing.assert_allclose(rest, np.einsum("nmhcgc->nmhg", full) / 2, atol=1e-12)
+    np.testing.assert_allclose(names["both"], np.einsum("nmhh->nmh", rest), atol=1e-12)
+
+
+def test_the_times_are_those_of_half_the_mean_squared_error(names):
+    from lazyjax import matrix
+
+    kernel, y, start = names["kernel"], names["y_train"], names["start"]
+    values, vectors = np.linalg.eigh(matrix(kernel))
+    for t, found in zip(names["times"], names["train_t"], strict=True):
+        decay = np.exp(-0.2 * t * values / y.size)  # df/dt = -(eta / (N K)) Theta (f - y)
+        residual = vectors @ (decay * (vectors.T @ (start - y).reshape(-1)))
+        np.testing.assert_allclose(found, y + residual.reshape(y.shape), atol=1e-10)
+
+
+def test_the_posterior_mean_is_the_limit_with_a_ridge(names):
+    solved = jnp.linalg.solve(names["noisy"], names["y_train"])
+    np.testing.assert_allclose(names["mean"], names["nngp_test"] @ solved, atol=1e-10)
+    assert np.linalg.eigvalsh(names["covariance"]).min() > -1e-12
+
+
+def test_the_ensemble_moves_by_the_flow_of_its_mean_kernel(names):
+    from lazyjax import gradient_flow
+
+    y = names["y_train"]
+    flow = gradient_flow(names["traced"], y, jnp.zeros_like(y))
+    mean = flow.test(0.2 * 50.0 / 2, names["traced_test"], jnp.zeros((5, 3)))
+    np.testing.assert_allclose(names["ensemble_mean"], mean, atol=1e-10)
+    assert np.linalg.eigvalsh(names["ensemble_covariance"]).min() > -1e-12
+
+
+def test_the_other_loss_is_trained(names):
+    history = names["history"]
+    assert history.diverged_at is None
+    assert history.loss[-1] < history.loss[0]
+    assert names["logits"].shape == (5, 3)
