@@ -3,7 +3,7 @@
 from lazyjax.checkpoints import load_history, load_tree, save_history, save_tree
 from lazyjax.data import TARGETS, excess_risk, expected_test_error, make_dataset
 from lazyjax.dynamics import Dynamics, gradient_descent, gradient_flow
-from lazyjax.kernels import matrix, ntk
+from lazyjax.kernels import Estimate, estimate, explain, matrix, ntk
 from lazyjax.metrics import (
     Kappa,
     kappa,
@@ -43,6 +43,7 @@ __all__ = [
     "TARGETS",
     "Dataset",
     "Dynamics",
+    "Estimate",
     "History",
     "Kappa",
     "ModelFunction",
@@ -53,8 +54,10 @@ __all__ = [
     "deep_mlp",
     "effective_rank",
     "eigenvalues",
+    "estimate",
     "excess_risk",
     "expected_test_error",
+    "explain",
     "from_linen",
     "from_nnx",
     "gradient_descent",

@@ -103,7 +103,8 @@ def nnx_module(name, build, x=(4,)):
 
 def equinox_module(name, build, x=(4,)):
     def case():
-        shapes = eqx.filter_eval_shape(build, jax.random.key(0))
+        with jax.debug_key_reuse(False):  # shapes alone: every layer may take the same key
+            shapes = eqx.filter_eval_shape(build, jax.random.key(0))
         shapes, static = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
         f = lambda params, x: jax.vmap(eqx.combine(params, static))(x)  # noqa: E731
         return Case(f, filled(shapes), *examples(x))
@@ -211,7 +212,7 @@ CONVOLUTIONS = {  # of an example, of the two kernels, options of both convoluti
     "depthwise": ((5, 5, 3), (3, 3, 1, 3), (3, 3, 1, 6), {"feature_group_count": 3}),
     "1-D": ((6, 2), (3, 2, 3), (3, 3, 2), {}),
     "1-D causal": ((6, 2), (3, 2, 3), (3, 3, 2), {"padding": ((2, 0),)}),
-    "3-D": ((4, 3, 3, 2), (2, 2, 3, 2, 3), (2, 2, 2, 3, 2), {"padding": "VALID"}),
+    "3-D": ((4, 3, 4, 2), (2, 2, 3, 2, 3), (2, 2, 2, 3, 2), {"padding": "VALID"}),
     "1x1": ((4, 4, 2), (1, 1, 2, 3), (1, 1, 3, 2), {}),
     "1x1 and stride": ((5, 5, 2), (1, 1, 2, 3), (1, 1, 3, 2), {"window_strides": (2, 2)}),
     "as large as the image": ((4, 4, 2), (4, 4, 2, 3), (1, 1, 3, 2), {"padding": "VALID"}),
@@ -280,7 +281,9 @@ def pools(p, x):
     return h.mean((1, 2)) @ p["c"]
 
 
-@model("convolution: residual and strided", (6, 6, 2), a=(3, 3, 2, 3), b=(3, 3, 3, 3), c=(1, 1, 3, 2))
+@model(
+    "convolution: residual and strided", (6, 6, 2), a=(3, 3, 2, 3), b=(3, 3, 3, 3), c=(1, 1, 3, 2)
+)
 def residual(p, x):
     h = tanh(convolve(x, p["a"], window_strides=(2, 2)))
     h = h + tanh(convolve(h, p["b"]))
@@ -294,15 +297,94 @@ def frames(p, x):  # frames of a film are examples of the convolution
     return readout(h.reshape(*x.shape[:2], *h.shape[1:]))
 
 
-linen("Conv", nn.Sequential([nn.Conv(3, (3, 3)), nn.gelu, nn.Conv(3, (2, 2), strides=2), nn.gelu, readout]), (5, 5, 2))
-linen("Conv, CIRCULAR", nn.Sequential([nn.Conv(3, (3, 3), padding="CIRCULAR"), nn.gelu, nn.Conv(2, (2, 3), padding="CIRCULAR"), nn.gelu, readout]), (4, 4, 2))
-linen("Conv, CAUSAL", nn.Sequential([nn.Conv(3, 3, padding="CAUSAL", kernel_dilation=2), nn.gelu, nn.Conv(2, 2, padding="CAUSAL"), nn.gelu, readout]), (5, 2))
-linen("Conv, depthwise separable", nn.Sequential([nn.Conv(4, (3, 3), feature_group_count=2), nn.gelu, nn.Conv(3, (1, 1)), nn.gelu, readout]), (4, 4, 2))
-linen("Conv, masked", nn.Sequential([nn.Conv(3, (3,), mask=np.tri(3)[:, :2, None] * np.ones(3)), nn.gelu, nn.Conv(2, (2,)), nn.gelu, readout]), (5, 2))
-linen("ConvTranspose", nn.Sequential([nn.ConvTranspose(3, (3, 3), strides=(2, 1)), nn.gelu, nn.ConvTranspose(2, (2, 2), padding="VALID"), nn.gelu, readout]), (3, 3, 2))
-linen("ConvTranspose, CIRCULAR", nn.Sequential([nn.ConvTranspose(3, (3,), strides=2, padding="CIRCULAR"), nn.gelu, readout]), (4, 2))
-linen("ConvLocal", nn.Sequential([nn.ConvLocal(3, (2,)), nn.gelu, nn.ConvLocal(2, (2,)), nn.gelu, readout]), (4, 2))
-linen("flattened image", nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(4), nn.tanh, nn.Dense(3), nn.tanh, nn.Dense(2)]), (3, 3, 2))
+linen(
+    "Conv",
+    nn.Sequential([nn.Conv(3, (3, 3)), nn.gelu, nn.Conv(3, (2, 2), strides=2), nn.gelu, readout]),
+    (5, 5, 2),
+)
+linen(
+    "Conv, CIRCULAR",
+    nn.Sequential(
+        [
+            nn.Conv(3, (3, 3), padding="CIRCULAR"),
+            nn.gelu,
+            nn.Conv(2, (2, 3), padding="CIRCULAR"),
+            nn.gelu,
+            readout,
+        ]
+    ),
+    (4, 4, 2),
+)
+linen(
+    "Conv, CAUSAL",
+    nn.Sequential(
+        [
+            nn.Conv(3, 3, padding="CAUSAL", kernel_dilation=2),
+            nn.gelu,
+            nn.Conv(2, 2, padding="CAUSAL"),
+            nn.gelu,
+            readout,
+        ]
+    ),
+    (5, 2),
+)
+linen(
+    "Conv, depthwise separable",
+    nn.Sequential(
+        [nn.Conv(4, (3, 3), feature_group_count=2), nn.gelu, nn.Conv(3, (1, 1)), nn.gelu, readout]
+    ),
+    (4, 4, 2),
+)
+linen(
+    "Conv, masked",
+    nn.Sequential(
+        [
+            nn.Conv(3, (3,), mask=np.tri(3)[:, :2, None] * np.ones(3)),
+            nn.gelu,
+            nn.Conv(2, (2,)),
+            nn.gelu,
+            readout,
+        ]
+    ),
+    (5, 2),
+)
+linen(
+    "ConvTranspose",
+    nn.Sequential(
+        [
+            nn.ConvTranspose(3, (3, 3), strides=(2, 1)),
+            nn.gelu,
+            nn.ConvTranspose(2, (2, 2), padding="VALID"),
+            nn.gelu,
+            readout,
+        ]
+    ),
+    (3, 3, 2),
+)
+linen(
+    "ConvTranspose, CIRCULAR",
+    nn.Sequential([nn.ConvTranspose(3, (3,), strides=2, padding="CIRCULAR"), nn.gelu, readout]),
+    (4, 2),
+)
+linen(
+    "ConvLocal",
+    nn.Sequential([nn.ConvLocal(3, (2,)), nn.gelu, nn.ConvLocal(2, (2,)), nn.gelu, readout]),
+    (4, 2),
+)
+linen(
+    "flattened image",
+    nn.Sequential(
+        [
+            lambda x: x.reshape(x.shape[0], -1),
+            nn.Dense(4),
+            nn.tanh,
+            nn.Dense(3),
+            nn.tanh,
+            nn.Dense(2),
+        ]
+    ),
+    (3, 3, 2),
+)
 
 
 # --- norms
@@ -316,8 +398,27 @@ NORMS = {
     "instance norm": nn.InstanceNorm(),
 }
 for _name, _norm in NORMS.items():
-    linen(_name, nn.Sequential([nn.Conv(4, (2,)), _norm, nn.tanh, nn.Dense(4), _norm.copy(name=None), nn.tanh, nn.Dense(2)]), (3, 2))
-linen("weight norm", nn.Sequential([nn.WeightNorm(nn.Dense(4)), nn.tanh, nn.WeightNorm(nn.Dense(3)), nn.tanh, nn.Dense(2)]))
+    linen(
+        _name,
+        nn.Sequential(
+            [
+                nn.Conv(4, (2,)),
+                _norm,
+                nn.tanh,
+                nn.Dense(4),
+                _norm.copy(name=None),
+                nn.tanh,
+                nn.Dense(2),
+            ]
+        ),
+        (5, 2),
+    )
+linen(
+    "weight norm",
+    nn.Sequential(
+        [nn.WeightNorm(nn.Dense(4)), nn.tanh, nn.WeightNorm(nn.Dense(3)), nn.tanh, nn.Dense(2)]
+    ),
+)
 model("weight norm by hand", **MLP, d=(5,), e=(1, 3))(
     lambda p, x: (
         tanh(
@@ -364,9 +465,9 @@ model("take_along_axis", TOKENS, a=(4, 6), b=(4, 3), c=(3, 2))(
     lambda p, t: (
         tanh(
             tanh(
-                jnp.take_along_axis(
-                    jnp.broadcast_to(p["a"], (len(t), 4, 6)), t[..., None], axis=2
-                )[..., 0]
+                jnp.take_along_axis(jnp.broadcast_to(p["a"], (len(t), 4, 6)), t[..., None], axis=2)[
+                    ..., 0
+                ]
             )
             @ p["b"]
         )
@@ -432,9 +533,8 @@ def attend(q, k, v, mask=None):
 
 model("attention with packed weights", (3, 4), a=(4, 12), b=(4, 4), c=(4, 2))(
     lambda p, x: (
-        tanh(
-            attend(*jnp.split(x @ p["a"], 3, axis=-1), mask=np.tri(3, dtype=bool)) @ p["b"]
-        ) @ p["c"]
+        tanh(attend(*jnp.split(x @ p["a"], 3, axis=-1), mask=np.tri(3, dtype=bool)) @ p["b"])
+        @ p["c"]
     )
 )
 model("attention with a packed weight split before", (3, 4), a=(4, 12), b=(4, 2))(
@@ -478,8 +578,14 @@ linen("a transformer", Transformer(), TOKENS)
 
 F64 = {"param_dtype": jnp.float64}  # the carry of a cell begins in it
 linen("LSTM", nn.Sequential([nn.RNN(nn.LSTMCell(3, **F64)), nn.Dense(2)]), (4, 2))
-linen("GRU", nn.Sequential([nn.RNN(nn.GRUCell(3, **F64), reverse=True), nn.tanh, nn.Dense(2)]), (4, 2))
-linen("a stack of two cells", nn.Sequential([nn.RNN(nn.SimpleCell(3, **F64)), nn.RNN(nn.SimpleCell(2, **F64))]), (3, 2))
+linen(
+    "GRU", nn.Sequential([nn.RNN(nn.GRUCell(3, **F64), reverse=True), nn.tanh, nn.Dense(2)]), (4, 2)
+)
+linen(
+    "a stack of two cells",
+    nn.Sequential([nn.RNN(nn.SimpleCell(3, **F64)), nn.RNN(nn.SimpleCell(2, **F64))]),
+    (3, 2),
+)
 
 
 @model("recurrence by scan", (4, 2), a=(2, 3), b=(3, 3), c=(3, 2), d=(1, 3))
@@ -542,9 +648,8 @@ model("scan over layers, outputs of each", **STACK)(
 )
 model("scan in scan", a=(2, 3, 4, 4), c=(4, 2))(
     lambda p, x: (
-        lax.scan(
-            lambda h, w: lax.scan(lambda h, w: (tanh(h @ w), None), h, w), x, p["a"]
-        )[0] @ p["c"]
+        lax.scan(lambda h, w: lax.scan(lambda h, w: (tanh(h @ w), None), h, w), x, p["a"])[0]
+        @ p["c"]
     )
 )
 model("scan that carries the weight", a=(4, 4), c=(4, 2))(
@@ -570,9 +675,8 @@ model("fori_loop that picks its layer", a=(3, 4, 4), c=(4, 2))(
 )
 model("while_loop", a=(4, 4), c=(4, 2))(
     lambda p, x: (
-        lax.while_loop(
-            lambda s: s[0] < 3, lambda s: (s[0] + 1, tanh(s[1] @ p["a"])), (0, x)
-        )[1] @ p["c"]
+        lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, tanh(s[1] @ p["a"])), (0, x))[1]
+        @ p["c"]
     )
 )
 model("map over the batch", **MLP)(lambda p, x: lax.map(lambda x: mlp(p, x), x))
@@ -585,7 +689,7 @@ model("vmap over an ensemble", a=(3, 4, 5), b=(3, 5, 3), c=(3, 3, 2))(
 class Block(nn.Module):
     @nn.compact
     def __call__(self, h, _):
-        h = h + nn.SelfAttention(2, deterministic=True)(nn.LayerNorm()(h))
+        h = h + nn.MultiHeadDotProductAttention(2, deterministic=True)(nn.LayerNorm()(h))
         return h + nn.Dense(4)(nn.gelu(nn.Dense(3)(nn.LayerNorm()(h)))), None
 
 
@@ -736,12 +840,21 @@ MADE = {
     "a sum of a weight": lambda p: (p["a"] * p["b"].sum(), p["b"] / p["a"].sum(1, keepdims=True), p["c"]),
     "an inverse": lambda p: (jnp.linalg.inv(p["a"] + 3 * np.eye(4)), p["b"], p["c"]),
     "an orthogonal weight": lambda p: (jnp.linalg.solve(np.eye(4) + p["a"] - p["a"].T, np.eye(4) - p["a"] + p["a"].T), p["b"], p["c"]),
-    "a weight through float32": lambda p: (p["a"].astype(jnp.float32).astype(jnp.float64), p["b"], p["c"]),
     "a weight that does not matter": lambda p: (p["a"], p["a"].T, p["a"][:, :2]),
     "a weight times zero": lambda p: (p["a"], 0 * p["b"] + p["a"], p["c"]),
 }  # fmt: skip
 for _name, _w in MADE.items():
     model(_name, **SQUARE)(same(_w))
+
+
+def _through_float32():
+    """Make values and cotangents small whole numbers, which float32 holds without rounding."""
+    layer = lambda h, w: nn.relu(h @ w.astype(jnp.float32).astype(jnp.float64))  # noqa: E731
+    f = lambda p, x: layer(layer(x, p["a"]), p["b"]) @ p["c"]  # noqa: E731
+    return Case(f, *jax.tree.map(lambda a: jnp.round(2 * a), (weights(SQUARE), *examples((4,)))))
+
+
+MODELS["weights through float32"] = _through_float32
 
 model("low rank", a=(4, 2), b=(2, 5), c=(5, 2), d=(2, 3), e=(3, 2))(
     lambda p, x: tanh(tanh(x @ (p["a"] @ p["b"])) @ p["c"] @ p["d"]) @ p["e"]
@@ -750,31 +863,36 @@ model("a low-rank update (LoRA)", **MLP, d=(4, 2), e=(2, 5))(
     lambda p, x: mlp({**p, "a": p["a"] + 0.5 * p["d"] @ p["e"]}, x)
 )
 model("one vector for all weights", v=(43,))(
-    lambda p, x: mlp(
-        {
-            "a": p["v"][:20].reshape(4, 5),
-            "b": p["v"][20:35].reshape(5, 3),
-            "c": p["v"][35:41].reshape(3, 2),
-        },
-        x,
+    lambda p, x: (
+        mlp(
+            {
+                "a": p["v"][:20].reshape(4, 5),
+                "b": p["v"][20:35].reshape(5, 3),
+                "c": p["v"][35:41].reshape(3, 2),
+            },
+            x,
+        )
+        + p["v"][41:]
     )
-    + p["v"][41:]
 )
 model("a Kronecker product", a=(2, 2), b=(2, 2), c=(4, 2))(
     same(lambda p: (jnp.kron(p["a"], p["b"]), jnp.kron(p["b"], p["a"]), p["c"]))
 )
 model("a convolution and its kernel in a dense layer", (4, 3), a=(3, 3, 4), b=(12, 2))(
-    lambda p, x: tanh(
-        tanh(tanh(convolve(x, p["a"])).mean(1) @ p["a"].reshape(9, 4).T) @ p["a"].reshape(9, 4)
+    lambda p, x: (
+        tanh(
+            tanh(tanh(convolve(x, p["a"])).mean(1) @ p["a"].reshape(9, 4).T) @ p["a"].reshape(9, 4)
+        )
+        @ p["b"].reshape(4, 6)
     )
-    @ p["b"].reshape(4, 6)
 )
 model("a weight as the input of a convolution", (4, 4, 2), a=(4, 4, 2), b=(3, 3, 2, 3))(
     lambda p, x: readout(tanh(convolve(x + tanh(convolve(p["a"][None], p["b"]))[..., :2], p["b"])))
 )
 model("a hypernetwork", (4,), a=(4, 5), b=(5, 12), c=(4, 3), d=(3, 2))(
-    lambda p, x: tanh(jnp.einsum("nd,nde->ne", x, (tanh(x @ p["a"]) @ p["b"]).reshape(-1, 4, 3)))
-    @ p["d"]
+    lambda p, x: (
+        tanh(jnp.einsum("nd,nde->ne", x, (tanh(x @ p["a"]) @ p["b"]).reshape(-1, 4, 3))) @ p["d"]
+    )
 )
 
 
@@ -795,7 +913,9 @@ model("powers of a scalar", **MLP, s=())(
 
 model("no output axis", **MLP)(lambda p, x: mlp(p, x).sum(1))
 model("several output axes", **MLP)(
-    lambda p, x: tanh(x @ p["a"])[:, :, None, None] * mlp(p, x)[:, None, :, None] * np.ones((1, 1, 2))
+    lambda p, x: (
+        tanh(x @ p["a"])[:, :, None, None] * mlp(p, x)[:, None, :, None] * np.ones((1, 1, 2))
+    )
 )
 model("outputs that share nothing", **MLP, d=(4, 1))(
     lambda p, x: jnp.concatenate([mlp(p, x), tanh(x @ p["d"])], 1)
@@ -880,10 +1000,17 @@ class NnxNet(nnx.Module):
         return self.dense(tanh(self.norm(self.conv(x)))).mean((1, 2))
 
 
+def attend_in_heads(q, k, v, **_):
+    """Attend as NNX does, whose own attention goes through float32."""
+    return jnp.einsum("nhqk,nkhd->nqhd", softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k)), v)
+
+
 class NnxTransformer(nnx.Module):
     def __init__(self, rngs):
         self.embed = nnx.Embed(6, 4, rngs=rngs, **F64)
-        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs, **F64)
+        self.attention = nnx.MultiHeadAttention(
+            2, 4, decode=False, attention_fn=attend_in_heads, rngs=rngs, **F64
+        )
         self.norm = nnx.RMSNorm(4, rngs=rngs, **F64)
 
     def __call__(self, t):

@@ -6,14 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 # these programs run once: compiling them costs more than anything that they do
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 def quickly(f: Callable, *arguments: Any) -> Any:
-    """Call f, compiled without optimisation."""
-    return jax.jit(f, compiler_options=QUICK)(*arguments)
+    """Call f, compiled without optimisation, and give NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.jit(f, compiler_options=QUICK)(*arguments))
 
 
 def is_float(leaf: Any) -> bool:
@@ -21,40 +26,38 @@ def is_float(leaf: Any) -> bool:
 
 
 def jacobians(f: Callable, params: Any, x: Any, forward: bool = False) -> list[list[np.ndarray]]:
-    """Give dy / dw (N, *out, P) of each leaf y of the outputs and each leaf w of the parameters.
+    """Give dy / dw (N, *out, P) of each leaf y of the outputs and each leaf w that holds floats.
 
     Rows come from the pullback of the whole batch, or columns from its pushforward, without vmap.
-    Leaves that are no floats have zeros.
     """
     leaves, structure = jax.tree.flatten(params)
-    floats = [jnp.asarray(leaf) for leaf in leaves if is_float(leaf)]
-    flat, unravel = jax.flatten_util.ravel_pytree(floats)
-    shapes = [y.shape for y in jax.tree.leaves(jax.eval_shape(f, params, x))]
 
-    def dense(flat, leaves, x):
+    def dense(leaves, x):
+        flat, unravel = ravel_pytree([leaf for leaf in leaves if is_float(leaf)])
+
         def outputs(flat):
-            new = iter(unravel(flat))
-            w = [next(new) if is_float(leaf) else leaf for leaf in leaves]
+            moving = iter(unravel(flat))
+            w = [next(moving) if is_float(leaf) else leaf for leaf in leaves]
             y = jax.tree.leaves(f(structure.unflatten(w), x))
-            return jnp.concatenate([leaf.reshape(-1) for leaf in y])
+            return jnp.concatenate([leaf.reshape(-1) for leaf in y]), y
 
         if forward:
-            _, push = jax.linearize(outputs, flat)
-            return jax.lax.map(push, jnp.eye(flat.size, dtype=flat.dtype)).T
-        y, pull = jax.vjp(outputs, flat)
-        return jax.lax.map(lambda row: pull(row)[0], jnp.eye(y.size, dtype=y.dtype))
+            _, push, y = jax.linearize(outputs, flat, has_aux=True)
+            return jax.lax.map(push, jnp.eye(flat.size, dtype=flat.dtype)).T, y
+        flat_y, pull, y = jax.vjp(outputs, flat, has_aux=True)
+        return jax.lax.map(lambda row: pull(row)[0], jnp.eye(flat_y.size, dtype=flat_y.dtype)), y
 
-    rows = np.asarray(quickly(dense, flat, leaves, x))
-    sizes = [leaf.size if is_float(leaf) else 0 for leaf in leaves]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    rows, y = quickly(dense, leaves, x)
+    blocks = np.split(rows, np.cumsum([leaf.size for leaf in y])[:-1])
+    ends = np.cumsum([np.size(leaf) for leaf in leaves if is_float(leaf)])[:-1]
     return [
-        [part.reshape(*shape, -1) for part in np.split(block, np.cumsum(sizes)[:-1], axis=1)]
-        for shape, block in zip(shapes, np.split(rows, ends), strict=True)
+        [part.reshape(*leaf.shape, -1) for part in np.split(block, ends, axis=1)]
+        for leaf, block in zip(y, blocks, strict=True)
     ]
 
 
 def leaf_kernels(j1: list, j2: list) -> list[list[np.ndarray]]:
-    """Give Theta (N1, N2, *out, *out) of each leaf of the outputs and each of the parameters."""
+    """Give Theta (N1, N2, *out, *out) of each leaf of the outputs and of the parameters."""
 
     def kernel(a, b):
         theta = np.tensordot(a, b, (-1, -1))  # (N1, *out, N2, *out)
@@ -63,10 +66,10 @@ def leaf_kernels(j1: list, j2: list) -> list[list[np.ndarray]]:
     return [[kernel(a, b) for a, b in zip(*y, strict=True)] for y in zip(j1, j2, strict=True)]
 
 
-def error(found: Any, expected: np.ndarray) -> float:
+def error(found: np.ndarray, expected: np.ndarray) -> float:
     """Give the Frobenius norm of the difference, shapes first."""
-    assert np.shape(found) == expected.shape
-    return float(np.linalg.norm(np.asarray(found, expected.dtype) - expected))
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected))
 
 
 def check_whole(found: Any, expected: list[list[np.ndarray]], tolerance: float = 1e-12) -> None:
@@ -79,15 +82,22 @@ def check_whole(found: Any, expected: list[list[np.ndarray]], tolerance: float =
         assert error(theta, whole) <= tolerance * np.linalg.norm(whole)
 
 
-def check_leaves(found: Any, params: Any, expected: list[list[np.ndarray]]) -> None:
+def check_leaves(found: Any, expected: list[list[np.ndarray]]) -> None:
     """Hold the kernel of each leaf of the parameters, and their sum, against the reference."""
-    count = len(jax.tree.leaves(params))
-    found = jax.tree.leaves(found)
-    assert len(found) == count * len(expected)
-    trees = [found[i * count : (i + 1) * count] for i in range(len(expected))]
-    check_whole([sum(leaves) for leaves in trees], expected)
-    for kernels, leaves in zip(trees, expected, strict=True):
+    found = jax.tree.leaves(found)  # leaves that hold no floats have None
+    for leaves in expected:
+        kernels, found = found[: len(leaves)], found[len(leaves) :]
+        check_whole([sum(kernels)], [leaves])
         whole = np.linalg.norm(sum(leaves))
         for kernel, leaf in zip(kernels, leaves, strict=True):
             own = np.linalg.norm(leaf)
             assert error(kernel, leaf) <= 1e-12 * (own if own > 1e-8 * whole else whole)
+    assert not found
+
+
+def check_symmetric(found: Any) -> None:
+    """Hold a kernel of one batch against itself with the examples and the outputs swapped."""
+    for theta in jax.tree.leaves(found):
+        k = (theta.ndim - 2) // 2
+        swap = (1, 0, *range(2 + k, 2 + 2 * k), *range(2, 2 + k))
+        np.testing.assert_array_equal(theta, np.transpose(theta, swap))

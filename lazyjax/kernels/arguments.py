@@ -73,9 +73,9 @@ def differentiated(params: Params, wrt: Any) -> tuple[bool, ...]:
             full = jax.tree.map(lambda m, p: jax.tree.map(lambda _: m, p), wrt, params)
         except ValueError as error:
             raise ValueError(
-                "`wrt` must be a function of a path, or a mask with the structure of `params` or of "
-                f"the upper part of it, {jax.tree.structure(params)}, got {jax.tree.structure(wrt)}. "
-                "Use lambda path: 'kernel' in path."
+                "`wrt` must be a function of a path, or a mask with the structure of `params` or "
+                f"of the upper part of it, {jax.tree.structure(params)}, got "
+                f"{jax.tree.structure(wrt)}. Use lambda path: 'kernel' in path."
             ) from error
         mask = jax.tree.leaves(full)
     for value in mask:
@@ -171,6 +171,24 @@ def chosen_outputs(outputs: Sequence[int] | jax.Array | None, out: Any) -> np.nd
             f"`outputs` must be distinct, got {index.tolist()}. Drop those that come twice."
         )
     return index
+
+
+def check_batch_size(batch_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Require a whole number or a pair of them; give the pair."""
+    if batch_size is None:
+        return None
+    if isinstance(batch_size, tuple | list):
+        if len(batch_size) != 2:
+            raise ValueError(
+                f"`batch_size` must be a whole number or a pair of them, got {batch_size}. "
+                "Use (examples of x1, examples of x2)."
+            )
+        b1, b2 = batch_size
+    else:
+        b1 = b2 = batch_size
+    for size in (b1, b2):
+        checks.whole("batch_size", size, least=1, cure="Use None to let ntk choose.")
+    return int(b1), int(b2)
 
 
 def same_examples(x1: Any, x2: Any) -> None:

@@ -8,34 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyjax import checks
+from lazyjax.kernels.costs import rates
 from lazyjax.kernels.layouts import plain_convolutions
+from lazyjax.kernels.methods import Engine, Kernels, Task
+from lazyjax.kernels.orders import THROUGH_J
+
+_TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
+_ROWS = 320  # of a matrix product, below which it slows down
+_KEPT = 2  # the last level of memory saved at which features are kept
 
 
 class Blocks(NamedTuple):
     """How a kernel is cut up."""
 
-    rows: int  # examples of x1 in a tile
+    rows: int  # examples of x1 in a tile, at most
     columns: int  # examples of x2
     at_once: int  # examples whose features are computed at once
     kept: bool = True  # features are kept for all tiles; otherwise those of x2 are made for each
-
-
-def check_batch_size(batch_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Require a whole number or a pair of them; give the pair."""
-    if batch_size is None:
-        return None
-    if isinstance(batch_size, tuple | list):
-        if len(batch_size) != 2:
-            raise ValueError(
-                f"`batch_size` must be a whole number or a pair of them, got {batch_size}. "
-                "Use (examples of x1, examples of x2)."
-            )
-        b1, b2 = batch_size
-    else:
-        b1 = b2 = batch_size
-    for size in (b1, b2):
-        checks.whole("batch_size", size, least=1, cure="Use None to let ntk choose.")
-    return int(b1), int(b2)
 
 
 def even(n: int, size: int) -> int:
@@ -95,54 +84,53 @@ def _symmetric(tile: jax.Array) -> jax.Array:
     return (tile + _mirrored(tile)) / 2  # symmetric to the last bit
 
 
-def assemble(
-    features: Callable[[Any], Any],
-    contract: Callable[[Any, Any], Any],
-    x1: Any,
-    x2: Any | None,
-    blocks: Blocks,
-) -> Any:
+def tiled(
+    contract: Callable[[Any, Any], Kernels],
+    one: Any,
+    other: Any | None,
+    *,
+    rows: int,
+    columns: int,
+    prepare: Callable[[Any], Any] = lambda part: part,
+) -> Kernels:
     """Compute a kernel tile by tile.
 
     Parameters
     ----------
-    features : callable
-        From a batch to what the contraction needs of it, batch on axis 0 of every leaf.
     contract : callable
-        From two features to a pytree of tiles (B1, B2), (B1, B2, C) or (B1, B2, C, C).
-    x1, x2 : pytrees, batch on axis 0
-        `x2=None`: the kernel is symmetric, to the last bit, and the tiles above the diagonal are
+        From two features to kernels (B1, B2), (B1, B2, C) or (B1, B2, C, C); the second is None for
+        the first again.
+    one, other : pytrees, batch on axis 0
+        `other=None`: the kernel is symmetric, to the last bit, and the tiles above the diagonal are
         those below it, mirrored.
-    blocks : Blocks
+    rows, columns : int
+        Examples in a tile, at most.
+    prepare : callable
+        From a block of `one` or `other` to its features: of `one` once a row of tiles, of `other`
+        for each tile.
 
     Returns
     -------
     pytree of (N1, N2), (N1, N2, C) or (N1, N2, C, C)
     """
-    symmetric = x2 is None
-    n1 = checks.batch("x1", x1)
-    n2 = n1 if symmetric else checks.batch("x2", x2)
-    rows, columns = (even(n, size) for n, size in ((n1, blocks.rows), (n2, blocks.columns)))
+    symmetric = other is None
+    n1 = checks.batch("x1", one)
+    n2 = n1 if symmetric else checks.batch("x2", other)
     if symmetric:
         rows = columns = min(rows, columns)
+    rows, columns = even(n1, rows), even(n2, columns)
 
-    def of(x: Any) -> Any:
-        n = checks.batch("x", x)
-        return in_blocks(features, x, even(n, blocks.at_once))
-
-    if blocks.kept or (rows, columns) == (n1, n2):
-        source1 = of(x1)
-        source2 = source1 if symmetric else of(x2)
-        made = lambda part: part  # noqa: E731
-    else:
-        source1, source2, made = x1, x1 if symmetric else x2, of
+    def on_diagonal(f: Any) -> Kernels:
+        return jax.tree.map(_symmetric, contract(f, None))
 
     if (rows, columns) == (n1, n2):
-        found = contract(source1, source2)
-        return jax.tree.map(_symmetric, found) if symmetric else found
+        if symmetric:
+            return on_diagonal(prepare(one))
+        return contract(prepare(one), prepare(other))
 
     starts1, starts2 = _starts(n1, rows), _starts(n2, columns)
     if symmetric:
+        other = one
         pairs = [(i, j) for i in range(len(starts1)) for j in range(i)]
     else:
         pairs = [(i, j) for i in range(len(starts1)) for j in range(len(starts2))]
@@ -154,32 +142,118 @@ def assemble(
 
         return jax.tree.map(one, kernel, tile)
 
-    first1 = made(_take(source1, 0, rows))
-    like = jax.eval_shape(lambda: contract(first1, made(_take(source2, 0, columns))))
+    first1 = prepare(_take(one, 0, rows))
+    like = jax.eval_shape(lambda: contract(first1, prepare(_take(other, 0, columns))))
     kernel = jax.tree.map(lambda a: jnp.zeros((n1, n2, *a.shape[2:]), a.dtype), like)
 
     def elsewhere(carry: Any, pair: Any) -> tuple[Any, None]:
         kernel, held = carry
         start1, start2, is_new = pair
-        block1 = _take(source1, start1, rows)
-        if not blocks.kept:
-            held = jax.lax.cond(is_new, lambda: made(block1), lambda: held)
-        f1 = block1 if blocks.kept else held
-        tile = contract(f1, made(_take(source2, start2, columns)))
+        held = jax.lax.cond(is_new, lambda: prepare(_take(one, start1, rows)), lambda: held)
+        tile = contract(held, prepare(_take(other, start2, columns)))
         kernel = put(kernel, tile, start1, start2)
         if symmetric:
             kernel = put(kernel, jax.tree.map(_mirrored, tile), start2, start1)
         return (kernel, held), None
 
-    def on_diagonal(kernel: Any, start: Any) -> tuple[Any, None]:
-        f = made(_take(source1, start, rows))
-        return put(kernel, jax.tree.map(_symmetric, contract(f, f)), start, start), None
+    def diagonal(kernel: Any, start: Any) -> tuple[Any, None]:
+        f = prepare(_take(one, start, rows))
+        return put(kernel, on_diagonal(f), start, start), None
 
     if pairs:
         i, j = np.asarray(pairs).T
         is_new = np.diff(i, prepend=-1) != 0
         each = (jnp.asarray(starts1[i]), jnp.asarray(starts2[j]), jnp.asarray(is_new))
-        (kernel, _), _ = jax.lax.scan(elsewhere, (kernel, None if blocks.kept else first1), each)
+        (kernel, _), _ = jax.lax.scan(elsewhere, (kernel, first1), each)
     if symmetric:  # last, as an overlapping tile beside the diagonal reaches into it
-        kernel, _ = jax.lax.scan(on_diagonal, kernel, jnp.asarray(starts1))
+        kernel, _ = jax.lax.scan(diagonal, kernel, jnp.asarray(starts1))
     return kernel
+
+
+def _sides(engine: Engine, group: str, task: Task) -> int:
+    """Give the side of the tiles of a group, so that their results stay in a cache."""
+    if group in THROUGH_J:  # these cut the parameters instead, and halve a symmetric kernel
+        return max(task.n1, task.n2)
+    side = max(1, int((rates().cache / 8 / engine.tiles[group]) ** 0.5))
+    if task.symmetric:
+        side = min(side, max(-(-task.n1 // _TILES), _ROWS // task.outputs, 1))
+    return side
+
+
+def levels(n: int) -> int:
+    """Give the last level of `choose_blocks` for n examples."""
+    return _KEPT + max(1, (n - 1).bit_length())
+
+
+def _side(n: int, level: int) -> int:
+    return max(1, -(-n // 2 ** max(0, level - _KEPT)))
+
+
+def passes(n: int, asked: tuple[int, int] | None, level: int) -> int:
+    """Count the tiles in a row of them."""
+    side = _side(n, level) if asked is None else min(asked[0], _side(n, level))
+    return -(-n // side)
+
+
+def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None, level: int) -> Blocks:
+    """Choose how a kernel is cut up.
+
+    Parameters
+    ----------
+    engine : Engine
+    task : Task
+    asked : pair of int or None
+        The most examples of x1 and of x2 in a tile.
+    level : int
+        0 is fastest. Each of the next two differentiates a quarter of the examples at once; beyond
+        them features are not kept, but made for each tile, and a tile has half the side each time.
+
+    Returns
+    -------
+    Blocks
+    """
+    # results stay close, unless the weights, read once a block, are larger than they
+    at_once = int(max(rates().working, engine.weights) // max(engine.working, 1))
+    at_once = max(1, at_once // 4 ** min(level, _KEPT))
+    sides = (_side(task.n1, level), _side(task.n2, level))
+    rows, columns = (min(a, b) for a, b in zip(asked or sides, sides, strict=True))
+    return Blocks(rows, columns, min(at_once, max(rows, columns)), level <= _KEPT)
+
+
+def assemble(engine: Engine, task: Task, x1: Any, x2: Any | None, blocks: Blocks) -> Kernels:
+    """Compute a kernel: features in blocks, then each group of them in tiles of its own.
+
+    Parameters
+    ----------
+    engine : Engine
+    task : Task
+    x1, x2 : pytrees, batch on axis 0
+        `x2=None`: the kernel is symmetric to the last bit.
+    blocks : Blocks
+
+    Returns
+    -------
+    pytree of (N1, N2), (N1, N2, C) or (N1, N2, C, C)
+    """
+
+    def features(x: Any) -> Any:
+        return in_blocks(engine.features, x, even(checks.batch("x", x), blocks.at_once))
+
+    def contract(f1: Any, f2: Any) -> Kernels:
+        kernel: Kernels = {}
+        for group, of_group in engine.contract.items():
+            side = _sides(engine, group, task)
+            found = tiled(
+                of_group,
+                f1[group],
+                None if f2 is None else f2[group],
+                rows=min(side, blocks.rows),
+                columns=min(side, blocks.columns),
+            )
+            for leaf, tile in found.items():
+                kernel[leaf] = kernel[leaf] + tile if leaf in kernel else tile
+        return kernel
+
+    if blocks.kept:
+        return contract(features(x1), None if x2 is None else features(x2))
+    return tiled(contract, x1, x2, rows=blocks.rows, columns=blocks.columns, prepare=features)

@@ -14,17 +14,21 @@ from lazyjax.derivatives import inner_jaxprs
 
 
 class Rates(NamedTuple):
-    """How fast a backend is, roughly: only ratios of the two matter."""
+    """How fast a backend is, roughly: only ratios of these matter."""
 
     products: float  # operations of a large float32 matrix product, a second
-    bytes: float  # bytes read and written by an elementwise operation, a second
-    cache: int  # bytes of intermediate results that are best computed at once
+    rows: int  # of a matrix product, at which it runs at half that
+    small: float  # operations of many small products, a second
+    bytes: float  # bytes that elementwise operations make, a second
+    fresh: float  # bytes of memory that is touched for the first time, a second
+    cache: int  # bytes of intermediate results that stay close
+    working: int  # bytes of intermediate results that are best computed at once
 
 
 RATES = {
-    "cpu": Rates(products=3e11, bytes=2e10, cache=8 * 2**20),
-    "gpu": Rates(products=4e13, bytes=2e12, cache=2**30),
-    "tpu": Rates(products=4e13, bytes=1e12, cache=2**30),
+    "cpu": Rates(2e11, 100, 1.2e11, 2e10, 2.5e9, 8 * 2**20, 256 * 2**20),
+    "gpu": Rates(4e13, 500, 1e13, 2e12, 2e12, 2**28, 2**30),
+    "tpu": Rates(4e13, 500, 1e13, 1e12, 1e12, 2**28, 2**30),
 }
 """Of each backend of JAX; `python -m benchmarks.ntk --rates` prints those of a machine."""
 

@@ -2,109 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.tree_util import Partial
 
-from lazyjax import checks
-from lazyjax.kernels.arguments import (
-    check_precision,
-    chosen_outputs,
-    differentiated,
-    model_of,
-    output_shapes,
-    same_examples,
-)
-from lazyjax.kernels.blocks import assemble, check_batch_size
-from lazyjax.kernels.methods import METHODS, REDUCTIONS, Engine, Task, cheapest, choose_blocks
+from lazyjax.kernels.budgets import fit
+from lazyjax.kernels.computation import check, kernels
 from lazyjax.types import ModelFunction, Params
-
-
-class Options(NamedTuple):
-    """What is asked for: static, so that a call with the same options compiles nothing new."""
-
-    reduce: str
-    method: str
-    wrt: tuple[bool, ...]  # of each leaf of params
-    per_leaf: bool
-    batch_size: tuple[int, int] | None
-    precision: str
-
-
-def _engine(
-    f: Partial, params: Params, x1: Any, x2: Any, leaf: int, outputs: Any, k: int, options: Options
-) -> tuple[Engine, Task]:
-    """Set a method to work on one output leaf of k outputs."""
-    summed = options.reduce == "sum"
-    model = model_of(f, params, x1, options.wrt, leaf=leaf, outputs=outputs, summed=summed)
-    task = Task(
-        n1=checks.batch("x1", x1),
-        n2=checks.batch("x1", x1 if x2 is None else x2),
-        symmetric=x2 is None,
-        outputs=1 if summed else k,
-        reduce=options.reduce,
-        apart=options.per_leaf,
-    )
-    name = cheapest(model, x1, task) if options.method == "auto" else options.method
-    if METHODS[name].needs_reverse and not model.reverse:
-        raise ValueError(
-            f"`method` must not be {name} for a model that has forward mode only (a while loop). "
-            "Use 'jacobian_contraction' or 'auto'."
-        )
-    return METHODS[name].engine(model, x1, task), task
-
-
-def _kernel(
-    f: Partial,
-    params: Params,
-    x1: Any,
-    x2: Any,
-    shape: Any,
-    leaf: int,
-    outputs: Any,
-    options: Options,
-) -> Any:
-    """Compute the kernel of one output leaf, whole or a tree of its leaves."""
-    out = shape.shape if outputs is None else outputs.shape
-    k = math.prod(out)
-    engine, task = _engine(f, params, x1, x2, leaf, outputs, k, options)
-
-    def finish(tile: jax.Array) -> jax.Array:  # the examples first
-        return tile / k if tile.ndim == 2 else tile.transpose(0, 2, 1, *range(3, tile.ndim))
-
-    def contract(f1: Any, f2: Any) -> dict[int, jax.Array]:
-        return {i: finish(tile) for i, tile in engine.contract(f1, f2).items()}
-
-    blocks = choose_blocks(engine, task, options.batch_size)
-    found = assemble(engine.features, contract, x1, x2, blocks)
-    copies = {"none": 2, "diagonal": 1}.get(options.reduce, 0)
-    full = (task.n1, task.n2, *out * copies)
-
-    def leaf_kernel(i: int) -> jax.Array:
-        return found[i].reshape(full) if i in found else jnp.zeros(full, shape.dtype)
-
-    if not options.per_leaf:
-        return leaf_kernel(-1)
-    numbers = iter(range(sum(options.wrt)))
-    kernels = [leaf_kernel(next(numbers)) if moves else None for moves in options.wrt]
-    return jax.tree.structure(params).unflatten(kernels)
-
-
-@partial(jax.jit, static_argnames="options")
-def _kernels(
-    f: Partial, params: Params, x1: Any, x2: Any | None, outputs: Any, *, options: Options
-) -> Any:
-    with jax.default_matmul_precision(options.precision):
-        leaves, structure = jax.tree.flatten(output_shapes(f, params, x1))
-        return structure.unflatten(
-            [
-                _kernel(f, params, x1, x2, shape, i, outputs, options)
-                for i, shape in enumerate(leaves)
-            ]
-        )
 
 
 def ntk(
@@ -119,6 +23,7 @@ def ntk(
     per_leaf: bool = False,
     outputs: Sequence[int] | None = None,
     batch_size: int | tuple[int, int] | None = None,
+    memory: int | float | str | None = None,
     precision: str = "highest",
 ) -> Any:
     """Compute the empirical neural tangent kernel.
@@ -198,24 +103,22 @@ def ntk(
     >>> ntk(f, jnp.ones((2, 3)), x).shape
     (2, 2, 3, 3)
     """
-    f = checks.model_function(f)
-    checks.one_of("reduce", reduce, REDUCTIONS)
-    checks.one_of("method", method, ["auto", *METHODS])
-    check_precision(precision)
-    checks.batch("x1", x1)
-    if x2 is not None:
-        checks.batch("x2", x2)
-        same_examples(x1, x2)
-    options = Options(
-        reduce,
-        method,
-        differentiated(params, wrt),
-        per_leaf,
-        check_batch_size(batch_size),
-        precision,
+    call = check(
+        f,
+        params,
+        x1,
+        x2,
+        reduce=reduce,
+        method=method,
+        wrt=wrt,
+        per_leaf=per_leaf,
+        outputs=outputs,
+        batch_size=batch_size,
+        precision=precision,
     )
-    index = chosen_outputs(outputs, output_shapes(f, params, x1))
-    return _kernels(f, params, x1, x2, index, options=options)
+    if memory is not None:
+        call = fit(call, memory)
+    return kernels(*call.arrays, options=call.options)
 
 
 def matrix(kernel: jax.Array) -> jax.Array:

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 
 from lazyjax.derivatives import jvp, linearization
 from lazyjax.kernels import structured
-from lazyjax.kernels.blocks import Blocks
 from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.structured import ORDERS, of_jacobians
+from lazyjax.kernels.orders import ORDERS, cheapest_order, efficiency, of_jacobians
 
 Weights = list[jax.Array]  # the leaves that are differentiated
 
@@ -44,6 +43,7 @@ class Task(NamedTuple):
     outputs: int  # C
     reduce: str
     apart: bool  # a kernel for each leaf
+    passes: int = 1  # tiles that an example is in, of those that are computed one by one
 
     @property
     def pairs(self) -> int:
@@ -61,15 +61,23 @@ class Task(NamedTuple):
         return self.n1 + (0 if self.symmetric else self.n2)
 
 
-class Engine(NamedTuple):
-    """A method at work on one model and task."""
+Kernels = dict[int, jax.Array]  # {leaf: kernel}, or {-1: the whole}
 
-    features: Callable[[Any], Any]
-    contract: Callable[[Any, Any], dict[int, jax.Array]]  # {leaf: kernel}, {-1: the whole}
+
+class Engine(NamedTuple):
+    """A method at work on one model and task.
+
+    Features and contractions come in groups, which are cut into tiles each in its own way.
+    """
+
+    features: Callable[[Any], dict[str, Any]]  # of a batch, batch on axis 0
+    contract: dict[str, Callable[[Any, Any], Kernels]]  # of f1 and f2, or None for f1 again
     operations: float  # multiply-adds in all
-    entries: int  # numbers a tile makes for one pair of examples
-    working: float  # bytes of intermediate results for the features of one example
+    seconds: float  # by the rates of the backend
+    kept: float  # bytes of the features of one example
+    working: float  # bytes of intermediate results for those
     weights: float  # bytes of all weights
+    tiles: dict[str, float]  # numbers that a tile of a group holds for a pair of examples
 
 
 class Method(NamedTuple):
@@ -117,25 +125,37 @@ def jacobian(model: Model, x: Any) -> Weights:
 
 
 def _contraction(model: Model, x: Any, task: Task) -> Engine:
-    dtype = model.jaxpr.out_avals[0].dtype
-    forward = operations(model.jaxpr.jaxpr)
+    dtype, rate = model.jaxpr.out_avals[0].dtype, rates()
+    forward, made = operations(model.jaxpr.jaxpr), results(model.jaxpr.jaxpr)
     parameters = sum(w.size for w in model.w)
 
-    def features(x: Any) -> dict[int, jax.Array]:
-        leaves = [j.astype(dtype) for j in jacobian(model, x)]
-        return dict(enumerate(leaves)) if task.apart else {-1: jnp.concatenate(leaves, 2)}
+    def features(x: Any) -> dict[str, Any]:
+        leaves = {i: [j.astype(dtype)] for i, j in enumerate(jacobian(model, x))}
+        return {"jacobian": structured.join(leaves, apart=task.apart)}
 
-    def contract(f1: Any, f2: Any) -> dict[int, jax.Array]:
-        return {leaf: of_jacobians(j, f2[leaf], task.reduce) for leaf, j in f1.items()}
+    def contract(f1: Any, f2: Any) -> Kernels:
+        found: Kernels = {}
+        for i, j in f1.items():
+            kernel = of_jacobians(j, None if f2 is None else f2[i], task.reduce)
+            leaf = -1 - i if task.apart else -1
+            found[leaf] = found[leaf] + kernel if leaf in found else kernel
+        return found
 
+    rows = min(task.n1, task.n2) * (task.outputs if task.reduce == "none" else 1)
+    featured = task.examples * (1 + 2 * task.outputs) * forward
+    contracted = task.tiles * task.pairs * parameters
+    kept = task.outputs * parameters * dtype.itemsize
     return Engine(
         features,
-        contract,
-        task.examples * (1 + 2 * task.outputs) * forward + task.tiles * task.pairs * parameters,
-        task.pairs if task.reduce in ("none", "diagonal") else 1,
-        results(model.jaxpr.jaxpr) * (1 + task.outputs)
-        + 2 * task.outputs * parameters * dtype.itemsize,
-        parameters * dtype.itemsize,
+        {"jacobian": contract},
+        operations=featured + contracted,
+        seconds=2 * featured / rate.small
+        + 2 * contracted / (rate.products * efficiency(rows))
+        + task.examples * (made * (1 + task.outputs) / rate.bytes + kept / rate.fresh),
+        kept=kept,
+        working=made * (1 + task.outputs) + kept,
+        weights=parameters * dtype.itemsize,
+        tiles={"jacobian": task.pairs if task.reduce in ("none", "diagonal") else 1},
     )
 
 
@@ -145,7 +165,7 @@ _FROM_PRODUCTS = {"none": "lnk->nkl", "diagonal": "lnl->nl", "trace": "lnl->n", 
 
 
 def _products(model: Model, x: Any, task: Task) -> Engine:
-    forward = operations(model.jaxpr.jaxpr)
+    forward, made = operations(model.jaxpr.jaxpr), results(model.jaxpr.jaxpr)
     leaves: list[list[int]] = (
         [[i] for i in range(len(model.w))] if task.apart else [list(range(len(model.w)))]
     )
@@ -175,18 +195,24 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
             else (kernel.transpose(0, 2, 1) if task.reduce == "diagonal" else kernel)
         )
 
-    def contract(x1: Any, x2: Any) -> dict[int, jax.Array]:
+    def contract(x1: Any, x2: Any) -> Kernels:
+        x2 = x1 if x2 is None else x2
         return {c[0] if task.apart else -1: of_leaves(c, x1, x2) for c in leaves}
 
-    return Engine(
-        lambda x: x,
-        contract,
+    counted = (
         task.n2 * (1 + 2 * task.outputs) * forward
         + task.n1 * forward
-        + 2 * task.tiles * task.outputs * 2 * forward,
-        task.pairs,
-        results(model.jaxpr.jaxpr),
-        0,
+        + 2 * task.tiles * task.outputs * 2 * forward
+    )
+    return Engine(
+        lambda x: {"products": x},
+        {"products": contract},
+        operations=counted,
+        seconds=2 * counted / rates().small + task.tiles * task.outputs * 2 * made / rates().bytes,
+        kept=0,
+        working=made,
+        weights=0,
+        tiles={"products": task.pairs},
     )
 
 
@@ -200,15 +226,23 @@ def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> E
     def choose(shape: structured.Shape) -> str:
         if order is not None and ORDERS[order].admits(shape):
             return order
-        return structured.cheapest_order(shape, task, itemsize)
+        return cheapest_order(shape, task, itemsize)
 
     plan = structured.plan(model.jaxpr, len(model.w), choose, apart=task.apart)
     work = structured.cost(plan, model.w, task)
+
+    def contract(order: str) -> Callable[[Any, Any], Kernels]:
+        return lambda f1, f2: structured.contract(plan, order, f1, f2, task.reduce)
+
     return Engine(
         partial(structured.features, plan, model.w),
-        lambda f1, f2: structured.contract(plan, f1, f2, task.reduce),
-        *work,
-        sum(w.size for w in model.w) * itemsize,
+        {order: contract(order) for order in work.tiles},
+        operations=work.operations,
+        seconds=work.seconds,
+        kept=work.kept,
+        working=work.working,
+        weights=sum(w.size for w in model.w) * itemsize,
+        tiles=work.tiles,
     )
 
 
@@ -227,35 +261,8 @@ N C (forward) + N^2 C^2 P operations (N^2 C P where outputs are not mixed).
 time: N^2 C (forward) operations, and memory for C P numbers and C evaluations of x1.
 """
 
-_TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
-_ROWS = 320  # of a matrix product, below which it slows down
-
-
-def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None) -> Blocks:
-    """Choose the sizes of tiles, and how many examples are differentiated at once.
-
-    Parameters
-    ----------
-    engine : Engine
-    task : Task
-    asked : pair of int or None
-        The most examples of x1 and of x2 in a tile.
-
-    Returns
-    -------
-    Blocks
-    """
-    # results stay in the cache, unless the weights, read once a block, are larger than they
-    at_once = max(1, int(max(rates().cache, engine.weights) // max(engine.working, 1)))
-    if asked is not None:
-        return Blocks(*asked, min(at_once, *asked))
-    side = max(1, int((rates().cache / 8 / engine.entries) ** 0.5))  # results stay in a cache
-    if task.symmetric:
-        side = min(side, max(-(-task.n1 // _TILES), _ROWS // task.outputs, 1))
-    return Blocks(side, side, at_once)
-
 
 def cheapest(model: Model, x: Any, task: Task) -> str:
-    """Name the method with the fewest operations among those that the model admits."""
+    """Name the method that takes the least time among those that the model admits."""
     allowed = [name for name, m in METHODS.items() if model.reverse or not m.needs_reverse]
-    return min(allowed, key=lambda name: METHODS[name].engine(model, x, task).operations)
+    return min(allowed, key=lambda name: METHODS[name].engine(model, x, task).seconds)

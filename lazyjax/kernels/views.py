@@ -34,7 +34,7 @@ class Atom(NamedTuple):
 
 
 Axis = tuple[Atom, ...] | None
-"""Atoms of an axis, the slowest first; () is an axis of length 1, None one along which all is equal."""
+"""Atoms of an axis, the slowest first; () is an axis of length 1, None one that repeats."""
 
 
 class View(NamedTuple):
@@ -160,7 +160,7 @@ LAYOUT: dict[str, Callable[[View, dict[str, Any], tuple[int, ...]], View | None]
     "name": _same,
     "neg": lambda view, *_: view._replace(factor=-view.factor),
 }
-"""Primitives of one operand that only change a layout: `(view, settings, shape) -> view or None`."""
+"""Primitives that only change a layout: `(view, settings, shape of the operand) -> view or None`."""
 
 
 def _constant(atom: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Where each parameter enters a model, found in its jaxpr, and the model run with those places open.
+"""Where each parameter enters a model, found in its jaxpr; the model run with those places open.
 
 `find` follows every leaf through what only changes its layout to the products that it enters.
 A product is open when a zero is added to its output: the derivative of the model by that zero is
@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 
 from lazyjax.kernels.jaxprs import INLINE, evaluate, inner, needed, rescan
 from lazyjax.kernels.rules import RULES, Use
-from lazyjax.kernels.views import Atom, Axis, Roles, View, covers, follow, of_leaf
+from lazyjax.kernels.views import Atom, Roles, View, covers, follow, of_leaf
 
 Place = tuple[int, ...]
 """Numbers of an equation and of those around it, outermost first."""

@@ -1,0 +1,262 @@
+"""Whether a model treats each example alone, as the kernel takes it to.
+
+Proof is by numbers: how an example's outputs change with the parameters, which is what the kernel
+is made of, must not depend on the other examples, on its position in the batch, or on the size of
+the batch. The jaxprs give the fault its name. Where values are not known (under `jit`, `vmap` and
+`grad`) the numbers are made up, and only where the jaxprs are suspect.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import eval_jaxpr
+from jax.extend.core import ClosedJaxpr
+from jax.tree_util import Partial
+
+from lazyjax import checks
+from lazyjax.derivatives import inner_jaxprs
+from lazyjax.kernels.suspects import Suspect, suspects
+from lazyjax.types import ModelFunction, Params
+
+_ALONE = "pass the whole batch as one example: ntk(lambda p, x: f(p, x[0])[None], params, x[None])."
+FAULTS = {
+    "others": "`f` must treat each example alone, but the examples of a batch see each other{}. "
+    f"Put batch normalisation into evaluation mode, use_running_average=True, or {_ALONE}",
+    "random": "`f` must be deterministic, but its random numbers differ between the examples of a "
+    "batch{}. Turn dropout off: deterministic=True.",
+    "position": "`f` must treat each example alone, but its outputs change with the position of an "
+    f"example in the batch{{}}. Mend that, or {_ALONE}",
+    "size": "`f` must treat each example alone, but its outputs change with the size of the "
+    f"batch{{}}. Divide by it outside of f, or {_ALONE}",
+}
+"""What can be wrong with a model, and the cure."""
+
+_LIMIT = 256
+_passed: dict[Any, None] = {}  # models without fault, the latest of them
+
+
+def _is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jax.typeof(leaf).dtype, jax.dtypes.prng_key)
+
+
+# --- the values that a model is tried on
+
+
+def _made_up(leaf: Any, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Any:
+    dtype = jax.typeof(leaf).dtype
+    if _is_key(leaf):
+        return jax.random.split(jax.random.key(0, impl=jax.random.key_impl(leaf)), shape)
+    if _is_float(dtype):
+        return np.asarray(scale * rng.standard_normal(shape), dtype)
+    return np.asarray(rng.integers(0, 2, shape), dtype)
+
+
+def _scale(shape: tuple[int, ...]) -> float:
+    return max(1, math.prod(shape[:-1])) ** -0.5
+
+
+def _weight(leaf: Any, rng: np.random.Generator) -> Any:
+    """Give a leaf of f or params; where it is not known, normal, or positive if it is no matrix."""
+    if checks.is_known(leaf):
+        return leaf
+    shape = jax.typeof(leaf).shape
+    value = _made_up(leaf, rng, shape, _scale(shape))
+    return 0.5 + np.abs(value) if len(shape) < 2 and _is_float(value.dtype) else value
+
+
+def _pair(x: list[Any], rng: np.random.Generator) -> list[Any]:
+    """Give two examples, in a batch; the second is made up where it would be the first again."""
+    both = []
+    for leaf in x:
+        if checks.is_known(leaf):
+            rows = leaf[:2] if _is_key(leaf) else np.asarray(leaf[:2])
+            both.append(rows[np.array([0, -1])])
+        else:
+            both.append(_made_up(leaf, rng, (2, *jax.typeof(leaf).shape[1:]), 1.0))
+    if all(_is_key(leaf) or np.array_equal(leaf[0], leaf[1]) for leaf in both):
+        return [
+            np.stack([leaf[0], (0.7 * leaf[0] + 0.1).astype(leaf.dtype)])
+            if _is_float(leaf.dtype)
+            else leaf
+            for leaf in both
+        ]
+    return both
+
+
+def _step(leaf: jax.Array, t: jax.Array, draw: jax.Array) -> jax.Array:
+    """Shrink a weight by t times `draw`, 0.1 to 0.4 of it: what converges goes on to converge.
+
+    One that is zero is moved as far as it would be otherwise: behind it all changes are zero.
+    """
+    if not _is_float(leaf.dtype):
+        return leaf
+    t, draw = t.astype(leaf.dtype), draw.astype(leaf.dtype)
+    return jnp.where(jnp.any(leaf), leaf * (1 - t * draw), t * (4 * draw - 1) * _scale(leaf.shape))
+
+
+# --- the trial
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in inner_jaxprs(list(equation.params.values())):
+            yield from _equations(inner)
+
+
+def _epsilon(jaxpr: Any) -> float:
+    """Give the machine epsilon of the coarsest floats on the way."""
+    values = [v.aval for e in _equations(jaxpr) for v in e.outvars]
+    values += [v.aval for v in jaxpr.outvars]
+    dtypes = {value.dtype for value in values if hasattr(value, "dtype")}
+    return max(float(jnp.finfo(dtype).eps) for dtype in dtypes if _is_float(dtype))
+
+
+def _norm(values: np.ndarray) -> float:
+    return float(np.linalg.norm(values[np.isfinite(values)]))
+
+
+def _less(high: list[np.ndarray], low: list[np.ndarray]) -> list[np.ndarray]:
+    with np.errstate(invalid="ignore"):
+        return [np.nan_to_num(a - b, posinf=0, neginf=0) for a, b in zip(high, low, strict=True)]
+
+
+def _far(a: np.ndarray, b: np.ndarray, tolerance: float, floor: float) -> bool:
+    return _norm(a - b) > tolerance * max(_norm(a), _norm(b)) + floor
+
+
+def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) -> str | None:
+    """Give the fault of a model on examples a and b, or None.
+
+    In batches of equal size rounding is equal too, and the tolerance is for iterations that stop
+    by the whole batch. Between positions and between sizes rounding differs, and may have grown.
+    """
+    rng = np.random.default_rng(0)
+    made = {id(c): _weight(c, rng) for c in (*two.consts, *three.consts)}
+    fixed, weights = (
+        [_weight(leaf, rng) for leaf in jax.tree.leaves(tree)] for tree in (f, params)
+    )
+    draws = [0.1 + 0.3 * rng.random(np.shape(leaf), np.float32) for leaf in weights]
+    pair = _pair(jax.tree.leaves(x), rng)
+
+    def runner(model: ClosedJaxpr) -> Callable[..., list[jax.Array]]:
+        @jax.jit
+        def run(t: Any, rows: Any, constants: Any, fixed: Any, weights: Any, draws: Any, pair: Any):
+            constants, fixed, weights, pair = (
+                [jax.random.clone(v) if _is_key(v) else jnp.asarray(v) for v in part]
+                for part in (constants, fixed, weights, pair)
+            )
+            weights = [_step(w, t, draw) for w, draw in zip(weights, draws, strict=True)]
+            batch = [leaf[rows] for leaf in pair]
+            return eval_jaxpr(model.jaxpr, constants, *fixed, *weights, *batch)
+
+        constants = [made[id(c)] for c in model.consts]
+        return lambda t, rows: run(t, rows, constants, fixed, weights, draws, pair)
+
+    models = {2: runner(two), 3: runner(three)}
+
+    def outputs(t: float, *rows: int) -> list[np.ndarray]:
+        found = models[len(rows)](np.float32(t), np.array(rows))
+        return [np.asarray(y).astype(np.float64).reshape(len(y), -1) for y in found]
+
+    def change(*rows: int) -> list[np.ndarray]:
+        return _less(outputs(1, *rows), outputs(0, *rows))
+
+    a, b = 0, 1
+    ys, epsilon = outputs(1, a, b), _epsilon(two.jaxpr)
+    noises = _less(outputs(1 + 4 * epsilon, a, b), ys)
+    changes = change(a, b), change(a, a), change(b, b), change(a, b, a)
+    for y, noise, ab, aa, bb, aba in zip(ys, noises, *changes, strict=True):
+        near, rounding = max(0.03, epsilon**0.5), epsilon**0.5 * _norm(y) + 4 * _norm(noise)
+        if any(_far(ab[i], ii[i], near, 8 * epsilon * _norm(y)) for i, ii in ((a, aa), (b, bb))):
+            return "others"
+        if any(_far(ii[0], ii[1], near, rounding) for ii in (aa, bb)):
+            return "position"
+        if any(_far(ab[i], aba[i], max(0.1, epsilon**0.25), rounding) for i in (a, b)):
+            return "size"
+    return None
+
+
+def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
+    def batch(leaf: Any) -> jax.ShapeDtypeStruct:
+        one = jax.typeof(leaf)
+        return jax.ShapeDtypeStruct((n, *one.shape[1:]), one.dtype)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.make_jaxpr(lambda f, p, x: f(p, x))(f, params, jax.tree.map(batch, x))
+
+
+def _message(fault: str, found: list[Suspect]) -> str:
+    if fault == "position" and any(suspect.fault == "random" for suspect in found):
+        fault = "random"
+    named = [suspect for suspect in found if suspect.fault == fault]
+    named.sort(key=lambda suspect: suspect.moves)
+    return FAULTS[fault].format(f": {named[0].what}" if named else "")
+
+
+def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
+    """Require that a model treats each example of a batch alone.
+
+    Parameters
+    ----------
+    f : ModelFunction
+        `f(params, x) -> y (N, *out)`.
+    params : pytree
+    x : array (N, ...) or pytree, batch on axis 0 of every leaf
+        Two examples are looked at.
+
+    Raises
+    ------
+    ValueError
+        If the outputs of an example depend on the others (batch normalisation in training mode), on
+        its position (dropout that is on) or on the size of the batch.
+
+    Notes
+    -----
+    The model is traced twice and, where all values are known, compiled for two and for three
+    examples, once for each model and each shape; a model that passed is remembered. Under `jit`,
+    `vmap` and `grad` it is compiled only if its jaxprs are suspect, and not if it holds a `while`,
+    which need not end on made-up numbers. A model that cannot be traced or run on two and on three
+    examples is let through.
+    """
+    f = checks.model_function(f)
+    known = checks.is_known((f, params, x))
+    examples = [jax.typeof(leaf) for leaf in jax.tree.leaves(x)]
+    key = (
+        known,
+        jax.tree.structure((f, params, x)),
+        *(jax.typeof(leaf) for leaf in jax.tree.leaves((f, params))),
+        *((one.shape[1:], one.dtype) for one in examples),
+    )
+    if key in _passed:
+        return
+    try:
+        two, three = (_trace(f, params, x, n) for n in (2, 3))
+    except Exception:  # of the model's own: some have one batch size
+        return
+    unknown, same = ({id(c) for c in m.consts if not checks.is_known(c)} for m in (two, three))
+    found = None
+    if unknown or not known:
+        found = suspects(two, three, len(examples))
+        loops = any(equation.primitive.name == "while" for equation in _equations(two.jaxpr))
+        if found == [] or loops or unknown != same:
+            return
+    try:
+        with jax.ensure_compile_time_eval():
+            fault = _trial(two, three, f, params, x)
+    except Exception:  # the same; jax_debug_nans on made-up numbers
+        return
+    if fault:
+        raise ValueError(_message(fault, found or suspects(two, three, len(examples)) or []))
+    if not unknown:
+        _passed[key] = None
+        if len(_passed) > _LIMIT:
+            del _passed[next(iter(_passed))]

@@ -1,0 +1,268 @@
+"""What a kernel costs, and why, before it is computed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from lazyjax import checks
+from lazyjax.kernels.arguments import path_of
+from lazyjax.kernels.budgets import candidates, peak
+from lazyjax.kernels.computation import check, jobs
+from lazyjax.kernels.orders import ORDERS, cheapest_order
+from lazyjax.kernels.structured import Plan, plan
+from lazyjax.types import ModelFunction, Params
+
+
+class Estimate(NamedTuple):
+    """What one method needs for a kernel.
+
+    Attributes
+    ----------
+    operations : float
+        Multiply-adds, features and contraction.
+    memory : int
+        Bytes at the peak: parameters and inputs, temporaries and the kernel, as XLA counts them.
+    """
+
+    operations: float
+    memory: int
+
+
+def estimate(
+    f: ModelFunction,
+    params: Params,
+    x1: Any,
+    x2: Any | None = None,
+    *,
+    reduce: str = "none",
+    wrt: Any = None,
+    per_leaf: bool = False,
+    outputs: Sequence[int] | None = None,
+    batch_size: int | tuple[int, int] | None = None,
+    precision: str = "highest",
+) -> dict[str, Estimate]:
+    """Predict what each method would need for `ntk` with the same arguments, without running it.
+
+    Parameters
+    ----------
+    f, params, x1, x2, reduce, wrt, per_leaf, outputs, batch_size, precision
+        As for `ntk`.
+
+    Returns
+    -------
+    dict of Estimate
+        By method, the one that `method="auto"` takes first. A model that has forward mode only
+        (`while`) has no entry for the methods that need reverse mode.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ntk`.
+
+    Notes
+    -----
+    Operations are counted in the jaxpr. For the memory each method is compiled, which takes as
+    long as the first call of `ntk` less its computation; a second call of `estimate` is free.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> f = lambda w, x: jnp.tanh(x @ w)
+    >>> list(estimate(f, jnp.ones((2, 3)), jnp.ones((4, 2))))[0]
+    'structured_derivatives'
+    """
+    call = check(
+        f,
+        params,
+        x1,
+        x2,
+        reduce=reduce,
+        method="auto",
+        wrt=wrt,
+        per_leaf=per_leaf,
+        outputs=outputs,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    return {
+        name: Estimate(operations, peak(call, call.options._replace(method=name)))
+        for name, operations, _ in candidates(call)
+    }
+
+
+class Leaf(NamedTuple):
+    """How one leaf of the parameters is treated: a row of the table of `explain`."""
+
+    name: str
+    shape: tuple[int, ...]
+    enters: str
+    rule: str
+    operations: float  # multiply-adds of the contraction, for a pair of examples
+
+
+_PRODUCTS = {
+    "dot_general": "matrix product",
+    "conv_general_dilated": "convolution",
+    "gather": "rows by index",
+}
+_RULES = {
+    "jacobian": "its Jacobian, from the factors",
+    "slices": "its Jacobian, in slices",
+    "gram": "Grams of a and d",
+    "apply": "Gram of a, applied to d",
+}
+
+
+def _uses(plan: Plan, part: Any, shape: Any) -> str:
+    places = [place for place, _ in (*part.straight, *part.swapped)]
+    names = {_equation(plan.jaxpr.jaxpr, place).primitive.name for place in places}
+    text = " and ".join(sorted(_PRODUCTS[name] for name in names))
+    if len(places) > 1:
+        text += f", {len(places)} times"
+    if part.swapped:
+        text += f", {len(part.swapped)} of them transposed"
+    if shape.tokens:
+        text += f", {shape.s} of {shape.tokens}"
+    elif shape.s > len(places):
+        text += f", {shape.s} positions"
+    return text + (f", {shape.b} in parallel" if shape.b > 1 else "")
+
+
+def _equation(jaxpr: Any, place: tuple[int, ...]) -> Any:
+    equation = jaxpr.eqns[place[0]]
+    if len(place) == 1:
+        return equation
+    inner = equation.params["jaxpr"]
+    return _equation(getattr(inner, "jaxpr", inner), place[1:])
+
+
+def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> list[Leaf]:
+    """Give the rows of `explain`."""
+    defaults = {"reduce": "none", "wrt": None, "outputs": None}
+    call = check(
+        f,
+        params,
+        x,
+        None,
+        method="auto",
+        per_leaf=False,
+        batch_size=None,
+        precision="highest",
+        **(defaults | options),
+    )
+    rows: dict[str, Leaf] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = [
+        (path_of(path) or "w", leaf.shape)
+        for (path, leaf), moves in zip(leaves, call.options.wrt, strict=True)
+        if moves
+    ]
+    for job in jobs(call):
+        itemsize = job.shape.dtype.itemsize
+        task = job.task
+        if not job.model.reverse:
+            for name, shape in named:
+                size = float(task.pairs * math.prod(shape))
+                _add(rows, Leaf(name, shape, "forward mode only", "plain Jacobian", size))
+            continue
+        found = plan(
+            job.model.jaxpr,
+            len(job.model.w),
+            lambda s, task=task, itemsize=itemsize: cheapest_order(s, task, itemsize),
+            apart=False,
+        )
+        for part, shape, order in zip(found.parts, found.shapes, found.orders, strict=True):
+            cost = ORDERS[order].cost(shape, task.reduce).pair
+            enters = _uses(found, part, shape)
+            if part.leaf is not None:
+                _add(rows, Leaf(*named[part.leaf], enters, _RULES[order], cost))
+            if part.bias is not None:
+                share = float(shape.b * shape.s**2 if order in ("gram", "apply") else shape.q)
+                name, of = named[part.bias]
+                _add(rows, Leaf(name, of, "the bias of " + named[part.leaf][0], "with it", share))
+        for leaf, why in found.structure.plain.items():
+            name, shape = named[leaf]
+            size = float(task.pairs * math.prod(shape))
+            _add(rows, Leaf(name, shape, why, "plain Jacobian", size))
+        for leaf in found.structure.unused:
+            _add(rows, Leaf(*named[leaf], "not at all", "zero", 0.0))
+    for (path, leaf), moves in zip(leaves, call.options.wrt, strict=True):
+        if not moves:
+            _add(rows, Leaf(path_of(path) or "w", leaf.shape, "", "constant", 0.0))
+    return list(rows.values())
+
+
+def _add(rows: dict[str, Leaf], row: Leaf) -> None:
+    """Add a row, or join it to the one of the same leaf: another slice, or another output."""
+    old = rows.get(row.name)
+    if old is None:
+        rows[row.name] = row
+        return
+
+    def both(one: str, other: str) -> str:
+        return one if other in one.split("; ") else f"{one}; {other}"
+
+    rows[row.name] = Leaf(
+        row.name,
+        row.shape,
+        both(old.enters, row.enters),
+        both(old.rule, row.rule),
+        old.operations + row.operations,
+    )
+
+
+def explain(
+    f: ModelFunction,
+    params: Params,
+    x: Any,
+    *,
+    reduce: str = "none",
+    wrt: Any = None,
+    outputs: Sequence[int] | None = None,
+) -> None:
+    """Print how each leaf of the parameters enters a model, and what `ntk` makes of it.
+
+    Parameters
+    ----------
+    f, params, reduce, wrt, outputs
+        As for `ntk`.
+    x : array (N, ...) or pytree
+        The batch of a kernel `ntk(f, params, x)`. Shapes alone matter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ntk`.
+
+    Notes
+    -----
+    A leaf W that enters as `a W` at s positions, with d the derivative of the outputs by the
+    product, has the kernel sum_st (a_s . a'_t) (d_s . d'_t). It is contracted by Grams, by the Gram
+    of a applied to d, or through Jacobians, which are formed once or in slices; whatever enters in
+    another way has its plain Jacobian. "share" is that of the multiply-adds of the contraction.
+    Arrays that `f` holds itself are constants, such as the statistics of a batch norm in
+    evaluation.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> params = {"w": jnp.ones((2, 3)), "scale": jnp.ones(3)}
+    >>> explain(lambda p, x: jnp.tanh(x @ p["w"]) * p["scale"], params, jnp.ones((4, 2)))
+    """
+    rows = explanation(f, params, x, reduce=reduce, wrt=wrt, outputs=outputs)
+    whole = sum(row.operations for row in rows) or 1.0
+    table = Table(title="The kernel, leaf by leaf", title_justify="left")
+    for column in ("leaf", "shape", "enters by", "rule"):
+        table.add_column(column)
+    table.add_column("share", justify="right")
+    for row in rows:
+        shape = " x ".join(map(str, row.shape)) or "()"
+        table.add_row(row.name, shape, row.enters, row.rule, f"{row.operations / whole:.0%}")
+    console = Console()
+    console.print(table)
+    if jax.tree.leaves(checks.model_function(f)):
+        console.print("Arrays that f holds itself are constants (batch statistics, for one).")

@@ -1,0 +1,330 @@
+"""The orders in which the kernel of a part is contracted from its factors.
+
+For one example J_k[b, p, q] = sum_s a[b, s, p] d_k[b, s, q]. The kernel of two examples is the
+product of their Jacobians, or a sum over positions of the Grams of a and of d.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lazyjax.kernels.costs import rates
+from lazyjax.kernels.factors import Factors, Shape
+
+_LEAST_WIDTH = 256  # of a slice of the parameters, so that the product of two is worth its call
+
+
+# --- through Jacobians -------------------------------------------------------------------------
+
+
+def jacobian_of(f: Factors, shape: Shape) -> jax.Array:
+    """Give J (k, P) of one example, without the bias."""
+    a, d = f.a, f.d
+    assert a is not None
+    assert d is not None
+    if shape.tokens:
+        summed = jax.vmap(lambda d: jax.ops.segment_sum(d, a, num_segments=shape.tokens))(d[:, 0])
+        return summed.reshape(shape.outputs, -1)
+    k, _, s, _ = d.shape  # q before p: the larger side of the product first
+    if s == 1:
+        found = d[:, :, 0, :, None] * a[None, :, 0, None, :]
+    else:
+        found = jnp.einsum("bsp,kbsq->kbqp", a, d)
+    if f.d_swapped is not None:
+        found = found + jnp.einsum("kbsp,bsq->kbqp", f.d_swapped, f.a_swapped)
+    return found.reshape(k, -1)
+
+
+def _swap(kernel: jax.Array, reduce: str) -> jax.Array:
+    """Exchange the two examples, and their outputs."""
+    return kernel.transpose({"none": (2, 3, 0, 1), "diagonal": (2, 1, 0)}.get(reduce, (1, 0)))
+
+
+def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
+    """Multiply Jacobians (n, k, P) and (m, k, P): (n, k, m, l), (n, k, m) or (n, m)."""
+    n, k, size = j1.shape
+    m = j2.shape[0]
+    if reduce == "none":
+        return (j1.reshape(n * k, size) @ j2.reshape(m * k, size).T).reshape(n, k, m, k)
+    if reduce == "diagonal":
+        return jnp.einsum("nkp,mkp->nkm", j1, j2)
+    return j1.reshape(n, k * size) @ j2.reshape(m, k * size).T
+
+
+def _over_slices(
+    one: Callable[[Any], jax.Array],
+    other: Callable[[Any], jax.Array] | None,
+    slices: int,
+    reduce: str,
+) -> jax.Array:
+    """Sum the products of slices of Jacobians, so that they are read while they are at hand.
+
+    `other=None` is `one` again: only the blocks of rows on and below the diagonal are multiplied.
+    """
+    n, k, _ = jax.eval_shape(one, 0).shape
+    rows = n * k if reduce == "none" else n
+    blocks = 1 if other is not None else max(1, min(rows // 64, n, 8))
+    ends = [n * (i + 1) // blocks for i in range(blocks)]
+    starts = [0, *ends[:-1]]
+
+    def products(c: Any) -> list[jax.Array]:
+        j1 = one(c)
+        if other is not None:
+            return [_product(j1, other(c), reduce)]
+        return [_product(j1[i:j], j1[:j], reduce) for i, j in zip(starts, ends, strict=True)]
+
+    if slices == 1:
+        found = products(0)
+    else:
+        like = jax.eval_shape(products, 0)
+        found = jax.lax.fori_loop(
+            0,
+            slices,
+            lambda c, sums: [s + p for s, p in zip(sums, products(c), strict=True)],
+            [jnp.zeros(a.shape, a.dtype) for a in like],
+        )
+    if blocks == 1:
+        return found[0]
+    axis = {"none": 2, "diagonal": 2}.get(reduce, 1)
+    whole = [
+        jnp.pad(a, [(0, n - j if i == axis else 0) for i in range(a.ndim)])
+        for a, j in zip(found, ends, strict=True)
+    ]
+    low = jnp.concatenate(whole)
+    index = jnp.arange(n)
+    here = index.reshape(-1, *(1,) * (low.ndim - 1)) >= index.reshape(
+        [-1 if i == axis else 1 for i in range(low.ndim)]
+    )
+    return jnp.where(here, low, _swap(low, reduce))
+
+
+def _slices(length: int, entries: int, itemsize: int) -> tuple[int, int]:
+    """Cut an axis: how many slices, and how long, when one of its indices makes `entries`."""
+    size = max(1, min(length, rates().cache // (2 * entries * itemsize)))
+    count = -(-length // size)
+    return count, -(-length // count)
+
+
+def _slice(array: jax.Array, c: Any, size: int, axis: int) -> jax.Array:
+    """Take slice c of an axis; the last one ends with it, and is 0 where the one before was."""
+    length = array.shape[axis]
+    if size == length:
+        return array
+    start = jnp.minimum(c * size, length - size)
+    taken = jax.lax.dynamic_slice_in_dim(array, start, size, axis)
+    if length % size == 0:
+        return taken
+    index = jnp.arange(size).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+    return jnp.where(index + start >= c * size, taken, 0)
+
+
+def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> jax.Array:
+    """Contract two Jacobians (n, k, P) and (m, l, P), or one with itself.
+
+    Returns
+    -------
+    (n, k, m, l), (n, k, m) for "diagonal", (n, m) for "trace" and "sum", summed over the outputs
+    """
+    n, k, length = j1.shape
+    rows = n * k + (0 if j2 is None else j2.shape[0] * k)
+    slices, size = _slices(length, rows, j1.dtype.itemsize)
+    if size < _LEAST_WIDTH:
+        slices, size = _slices(length, 1, j1.dtype.itemsize)
+
+    def part(j: jax.Array) -> Callable[[Any], jax.Array]:
+        return lambda c: _slice(j, c, size, 2)
+
+    return _over_slices(part(j1), None if j2 is None else part(j2), slices, reduce)
+
+
+def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Array:
+    """Form the Jacobians slice by slice, over b and q, and multiply them."""
+    assert f1.d is not None
+    n = f1.d.shape[0] + (0 if f2 is None else f2.d.shape[0])  # type: ignore[union-attr]
+    count, size = _slices(shape.q, n * shape.outputs * shape.p, f1.d.dtype.itemsize)
+
+    def formed(f: Factors) -> Callable[[Any], jax.Array]:
+        def one(c: Any) -> jax.Array:
+            i = c // count
+            a = jax.lax.dynamic_index_in_dim(f.a, i, 1, keepdims=False)
+            d = jax.lax.dynamic_index_in_dim(f.d, i, 2, keepdims=False)
+            d = _slice(d, c % count, size, 3)
+            j = jnp.einsum("nksq,nsp->nkqp", d, a)
+            return j.reshape(*j.shape[:2], -1)
+
+        return one
+
+    other = None if f2 is None else formed(f2)
+    return _over_slices(formed(f1), other, shape.b * count, reduce)
+
+
+# --- through Grams -----------------------------------------------------------------------------
+
+
+def _equal(one: jax.Array, other: jax.Array, dtype: Any) -> jax.Array:
+    """Give the Gram of one-hot vectors, (b, n, s, m, t)."""
+    same = (one[:, :, None, None] == other[None, None]) & (one >= 0)[:, :, None, None]
+    return same.astype(dtype)[None]
+
+
+def _gram_of_a(f1: Factors, f2: Factors, shape: Shape) -> jax.Array:
+    if shape.tokens:
+        gram = _equal(f1.a, f2.a, f1.d.dtype)
+    else:
+        gram = jnp.einsum("nbsp,mbtp->bnsmt", f1.a, f2.a)
+    return gram + shape.bias if shape.bias else gram
+
+
+_GRAM_OF_D = {
+    "none": "nkbsq,mlbtq->bnksmlt",
+    "diagonal": "nkbsq,mkbtq->bnksmt",
+    "trace": "nkbsq,mkbtq->bnsmt",
+    "sum": "nkbsq,mkbtq->bnsmt",
+}
+
+
+def _times(gram_a: jax.Array, gram_d: jax.Array, reduce: str) -> jax.Array:
+    """Multiply two Grams and sum over what is shared and over the positions."""
+    if reduce == "none":
+        return jnp.sum(gram_a[:, :, None, :, :, None] * gram_d, (0, 3, 6))  # (n, k, m, l)
+    if reduce == "diagonal":
+        return jnp.sum(gram_a[:, :, None] * gram_d, (0, 3, 5))  # (n, k, m)
+    return jnp.sum(gram_a * gram_d, (0, 2, 4))  # (n, m)
+
+
+def _same_side(f1: Factors, f2: Factors, shape: Shape, reduce: str) -> jax.Array:
+    gram_a = _gram_of_a(f1, f2, shape)
+    return _times(gram_a, jnp.einsum(_GRAM_OF_D[reduce], f1.d, f2.d), reduce)
+
+
+def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
+    """Give the products of a use of one kind with one of the other: a with d', d with a'."""
+    left = jnp.einsum("nbsp,mlbtp->bnsmlt", f1.a, f2.d)
+    right = jnp.einsum("nkbsq,mbtq->bnksmt", f1.d, f2.a)
+    if reduce == "none":
+        return jnp.einsum("bnsmlt,bnksmt->nkml", left, right)
+    found = jnp.einsum("bnsmkt,bnksmt->nkm", left, right)
+    return found if reduce == "diagonal" else jnp.sum(found, 1)
+
+
+def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Array:
+    """Multiply the Gram of a and that of d: N^2 S^2 (P + K^2 Q)."""
+    f2 = f1 if f2 is None else f2
+    found = _same_side(f1, f2, shape, reduce)
+    if shape.mixed:
+        one, other = (Factors(f.a_swapped, f.d_swapped) for f in (f1, f2))
+        found = found + _same_side(one, other, shape, reduce)
+        found = found + _other_side(f1, other, reduce) + _other_side(one, f2, reduce)
+    return found
+
+
+def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Array:
+    """Apply the Gram of a to d', then multiply by d: N^2 (S^2 (P + K Q) + S K^2 Q)."""
+    f2 = f1 if f2 is None else f2
+
+    def one(n: Any) -> jax.Array:
+        a, d = n
+        gram = _gram_of_a(Factors(a[None], d[None]), f2, shape)[:, 0]  # (b, s, m, t)
+        spread = jnp.einsum("bsmt,mlbtq->mbslq", gram, f2.d)
+        if reduce == "none":
+            return jnp.einsum("kbsq,mbslq->kml", d, spread)
+        found = jnp.einsum("kbsq,mbskq->km", d, spread)
+        return found if reduce == "diagonal" else jnp.sum(found, 0)
+
+    return jax.lax.map(one, (f1.a, f1.d))
+
+
+# --- what they cost ----------------------------------------------------------------------------
+
+
+class Cost(NamedTuple):
+    """What one order costs."""
+
+    example: float  # multiply-adds for the features of an example
+    pair: float  # multiply-adds for a pair of examples
+    touched: float  # entries of intermediate results for a pair
+    kept: int  # numbers that are the features of an example
+    tile: float  # numbers that a tile holds at once, for a pair; of the largest intermediate
+    skinny: bool = False  # a product with as many rows as examples and outputs
+
+
+def pairs(shape: Shape, reduce: str) -> int:
+    """Count the entries of the kernel of two examples that are computed."""
+    return shape.outputs ** (2 if reduce == "none" else 1)
+
+
+def _forming(s: Shape) -> float:
+    """Count the multiply-adds that form J of one example."""
+    return s.outputs * s.b * s.q * (s.s if s.tokens else s.s * s.p)
+
+
+def _jacobian_cost(s: Shape, reduce: str) -> Cost:
+    return Cost(_forming(s), pairs(s, reduce) * s.b * s.p * s.q, 0, s.jacobian, 0, True)
+
+
+def _slices_cost(s: Shape, reduce: str) -> Cost:
+    return Cost(_forming(s), pairs(s, reduce) * s.b * s.p * s.q, 0, s.factors, 0, True)
+
+
+def _gram_cost(s: Shape, reduce: str) -> Cost:
+    grams = s.b * s.s**2
+    out = pairs(s, reduce)
+    tile = grams * (out if reduce in ("none", "diagonal") else 1)
+    if s.mixed:
+        work = grams * (s.p + s.q) * (1 + s.outputs)
+        return Cost(0, work, 3 * grams * out, s.factors, grams * s.outputs * out)
+    work = grams * ((0 if s.tokens else s.p) + out * s.q)
+    return Cost(0, work, tile if grams > 1 else tile / 4, s.factors, tile)
+
+
+def _apply_cost(s: Shape, reduce: str) -> Cost:
+    gram, spread = s.b * s.s**2, s.b * s.s * s.outputs * s.q
+    work = gram * ((0 if s.tokens else s.p) + s.outputs * s.q)
+    return Cost(0, work + s.b * s.s * pairs(s, reduce) * s.q, 6 * spread, s.factors, 0)
+
+
+class Order(NamedTuple):
+    """A row of `ORDERS`."""
+
+    contract: Callable[[Any, Any, Shape, str], jax.Array]
+    cost: Callable[[Shape, str], Cost]
+    admits: Callable[[Shape], bool]
+
+
+ORDERS = {
+    "jacobian": Order(
+        lambda j1, j2, _, reduce: of_jacobians(j1, j2, reduce), _jacobian_cost, lambda s: True
+    ),
+    "slices": Order(_formed, _slices_cost, lambda s: not s.mixed and not s.tokens and s.s > 1),
+    "gram": Order(_gram, _gram_cost, lambda s: True),
+    "apply": Order(_apply, _apply_cost, lambda s: not s.mixed),
+}
+"""How the kernel of a part is contracted: through J, which is kept ("jacobian") or formed again in
+slices ("slices"); by two Grams ("gram"); or by one Gram, applied to d ("apply")."""
+
+
+THROUGH_J = ("jacobian", "slices")
+
+
+def efficiency(rows: int) -> float:
+    """Give the share of the rate that a product with that many rows has."""
+    return rows / (rows + rates().rows)
+
+
+def seconds(name: str, s: Shape, task: Any, itemsize: int) -> float:
+    """Predict how long a part takes, by the rates of the backend."""
+    cost, rate = ORDERS[name].cost(s, task.reduce), rates()
+    rows = min(task.n1, task.n2) * (s.outputs if task.reduce == "none" else 1)
+    products = rate.products * (efficiency(rows) if cost.skinny else 1)
+    formed = task.passes if name == "slices" else 1
+    return task.tiles * (2 * cost.pair / products + cost.touched * itemsize / rate.bytes) + (
+        task.examples * (2 * formed * cost.example / rate.small + cost.kept * itemsize / rate.fresh)
+    )
+
+
+def cheapest_order(s: Shape, task: Any, itemsize: int) -> str:
+    """Name the order that takes the least time for a part."""
+    allowed = [name for name, order in ORDERS.items() if order.admits(s)]
+    return min(allowed, key=lambda name: seconds(name, s, task, itemsize))
