@@ -1,5 +1,6 @@
 """The slow reference of every kernel: Jacobians of the whole batch at once, one row at a time."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,19 @@ def leaf_kernels(j1: list, j2: list) -> list[list[np.ndarray]]:
         return np.moveaxis(theta, a.ndim - 1, 1)
 
     return [[kernel(a, b) for a, b in zip(*y, strict=True)] for y in zip(j1, j2, strict=True)]
+
+
+def reduced(theta: np.ndarray, reduce: str) -> np.ndarray:
+    """Keep of a kernel (N1, N2, *out, *out) what `reduce` says."""
+    out = theta.shape[2 : theta.ndim // 2 + 1]
+    k = math.prod(out)
+    flat = theta.reshape(*theta.shape[:2], k, k)
+    return {
+        "none": theta,
+        "diagonal": np.einsum("nmkk->nmk", flat).reshape(*theta.shape[:2], *out),
+        "trace": np.einsum("nmkk->nm", flat) / k,
+        "sum": np.einsum("nmkl->nm", flat) / k,
+    }[reduce]
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -1,9 +1,9 @@
 """Whether a model treats each example alone, as the kernel takes it to.
 
-Proof is by numbers: how an example's outputs change with the parameters, which is what the kernel
-is made of, must not depend on the other examples, on its position in the batch, or on the size of
-the batch. The jaxprs give the fault its name. Where values are not known (under `jit`, `vmap` and
-`grad`) the numbers are made up, and only where the jaxprs are suspect.
+The jaxprs tell most models that do at the cost of two traces. One that is suspect is put to a trial
+by numbers: how an example's outputs change with the parameters, which is what the kernel is made
+of, must not depend on the other examples, on its position in the batch, or on the size of the
+batch. Values that are not known (under `jit`, `vmap` and `grad`) are made up for it.
 """
 
 import math
@@ -29,7 +29,7 @@ FAULTS = {
     "random": "`f` must be deterministic, but its random numbers differ between the examples of a "
     "batch{}. Turn dropout off: deterministic=True.",
     "position": "`f` must treat each example alone, but its outputs change with the position of an "
-    f"example in the batch{{}}. Mend that, or {_ALONE}",
+    f"example in the batch{{}}. Make them equal, or {_ALONE}",
     "size": "`f` must treat each example alone, but its outputs change with the size of the "
     f"batch{{}}. Divide by it outside of f, or {_ALONE}",
 }
@@ -39,8 +39,8 @@ _LIMIT = 256
 _passed: dict[Any, None] = {}  # models without fault, the latest of them
 
 
-def _is_float(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.inexact)
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -51,12 +51,10 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _made_up(leaf: Any, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Any:
-    dtype = jax.typeof(leaf).dtype
     if _is_key(leaf):
         return jax.random.split(jax.random.key(0, impl=jax.random.key_impl(leaf)), shape)
-    if _is_float(dtype):
-        return np.asarray(scale * rng.standard_normal(shape), dtype)
-    return np.asarray(rng.integers(0, 2, shape), dtype)
+    value = scale * rng.standard_normal(shape) if _is_float(leaf) else rng.integers(0, 2, shape)
+    return np.asarray(value, jax.typeof(leaf).dtype)
 
 
 def _scale(shape: tuple[int, ...]) -> float:
@@ -66,10 +64,22 @@ def _scale(shape: tuple[int, ...]) -> float:
 def _weight(leaf: Any, rng: np.random.Generator) -> Any:
     """Give a leaf of f or params; where it is not known, normal, or positive if it is no matrix."""
     if checks.is_known(leaf):
-        return leaf
+        return leaf if _is_key(leaf) else np.asarray(leaf, jax.typeof(leaf).dtype)
     shape = jax.typeof(leaf).shape
     value = _made_up(leaf, rng, shape, _scale(shape))
-    return 0.5 + np.abs(value) if len(shape) < 2 and _is_float(value.dtype) else value
+    return 0.5 + np.abs(value) if len(shape) < 2 and _is_float(leaf) else value
+
+
+def _step(leaf: Any, rng: np.random.Generator) -> Any:
+    """Give a change of a weight that shrinks it, so that what converges goes on to converge.
+
+    One that is zero is changed too: what stands before it would not show.
+    """
+    if not _is_float(leaf):
+        return np.zeros((), bool)
+    if not np.any(leaf):
+        return _made_up(leaf, rng, leaf.shape, 0.3 * _scale(leaf.shape))
+    return (-leaf * rng.uniform(0.1, 0.4, leaf.shape)).astype(leaf.dtype)
 
 
 def _pair(x: list[Any], rng: np.random.Generator) -> list[Any]:
@@ -82,24 +92,9 @@ def _pair(x: list[Any], rng: np.random.Generator) -> list[Any]:
         else:
             both.append(_made_up(leaf, rng, (2, *jax.typeof(leaf).shape[1:]), 1.0))
     if all(_is_key(leaf) or np.array_equal(leaf[0], leaf[1]) for leaf in both):
-        return [
-            np.stack([leaf[0], (0.7 * leaf[0] + 0.1).astype(leaf.dtype)])
-            if _is_float(leaf.dtype)
-            else leaf
-            for leaf in both
-        ]
+        for leaf in filter(_is_float, both):
+            leaf[1] = 0.7 * leaf[0] + 0.1
     return both
-
-
-def _step(leaf: jax.Array, t: jax.Array, draw: jax.Array) -> jax.Array:
-    """Shrink a weight by t times `draw`, 0.1 to 0.4 of it: what converges goes on to converge.
-
-    One that is zero is moved as far as it would be otherwise: behind it all changes are zero.
-    """
-    if not _is_float(leaf.dtype):
-        return leaf
-    t, draw = t.astype(leaf.dtype), draw.astype(leaf.dtype)
-    return jnp.where(jnp.any(leaf), leaf * (1 - t * draw), t * (4 * draw - 1) * _scale(leaf.shape))
 
 
 # --- the trial
@@ -114,10 +109,10 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 def _epsilon(jaxpr: Any) -> float:
     """Give the machine epsilon of the coarsest floats on the way."""
-    values = [v.aval for e in _equations(jaxpr) for v in e.outvars]
-    values += [v.aval for v in jaxpr.outvars]
-    dtypes = {value.dtype for value in values if hasattr(value, "dtype")}
-    return max(float(jnp.finfo(dtype).eps) for dtype in dtypes if _is_float(dtype))
+    made = [v.aval for equation in _equations(jaxpr) for v in equation.outvars]
+    avals = [a for a in (*made, *(v.aval for v in jaxpr.outvars)) if hasattr(a, "dtype")]
+    dtypes = {a.dtype for a in avals if jnp.issubdtype(a.dtype, jnp.inexact)}
+    return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
 
 def _norm(values: np.ndarray) -> float:
@@ -133,6 +128,22 @@ def _far(a: np.ndarray, b: np.ndarray, tolerance: float, floor: float) -> bool:
     return _norm(a - b) > tolerance * max(_norm(a), _norm(b)) + floor
 
 
+def _runner(model: ClosedJaxpr, constants: list[Any]) -> Callable[..., list[np.ndarray]]:
+    """Give the model as a function of all leaves, to (batch, numbers) of each output."""
+
+    @jax.jit
+    def run(constants: list[Any], leaves: list[Any]) -> list[jax.Array]:
+        return eval_jaxpr(model.jaxpr, constants, *leaves)
+
+    def outputs(leaves: list[Any]) -> list[np.ndarray]:
+        fresh = [
+            [jax.random.clone(v) if _is_key(v) else v for v in part] for part in (constants, leaves)
+        ]
+        return [np.asarray(y).astype(np.float64).reshape(len(y), -1) for y in run(*fresh)]
+
+    return outputs
+
+
 def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) -> str | None:
     """Give the fault of a model on examples a and b, or None.
 
@@ -141,31 +152,17 @@ def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) ->
     """
     rng = np.random.default_rng(0)
     made = {id(c): _weight(c, rng) for c in (*two.consts, *three.consts)}
-    fixed, weights = (
-        [_weight(leaf, rng) for leaf in jax.tree.leaves(tree)] for tree in (f, params)
-    )
-    draws = [0.1 + 0.3 * rng.random(np.shape(leaf), np.float32) for leaf in weights]
+    models = {n: _runner(m, [made[id(c)] for c in m.consts]) for n, m in ((2, two), (3, three))}
+    fixed, w = ([_weight(leaf, rng) for leaf in jax.tree.leaves(tree)] for tree in (f, params))
+    steps = [_step(leaf, rng) for leaf in w]
     pair = _pair(jax.tree.leaves(x), rng)
 
-    def runner(model: ClosedJaxpr) -> Callable[..., list[jax.Array]]:
-        @jax.jit
-        def run(t: Any, rows: Any, constants: Any, fixed: Any, weights: Any, draws: Any, pair: Any):
-            constants, fixed, weights, pair = (
-                [jax.random.clone(v) if _is_key(v) else jnp.asarray(v) for v in part]
-                for part in (constants, fixed, weights, pair)
-            )
-            weights = [_step(w, t, draw) for w, draw in zip(weights, draws, strict=True)]
-            batch = [leaf[rows] for leaf in pair]
-            return eval_jaxpr(model.jaxpr, constants, *fixed, *weights, *batch)
-
-        constants = [made[id(c)] for c in model.consts]
-        return lambda t, rows: run(t, rows, constants, fixed, weights, draws, pair)
-
-    models = {2: runner(two), 3: runner(three)}
-
     def outputs(t: float, *rows: int) -> list[np.ndarray]:
-        found = models[len(rows)](np.float32(t), np.array(rows))
-        return [np.asarray(y).astype(np.float64).reshape(len(y), -1) for y in found]
+        moved = [
+            leaf + np.asarray(t * step, leaf.dtype) if _is_float(leaf) else leaf
+            for leaf, step in zip(w, steps, strict=True)
+        ]
+        return models[len(rows)]([*fixed, *moved, *(leaf[np.array(rows)] for leaf in pair)])
 
     def change(*rows: int) -> list[np.ndarray]:
         return _less(outputs(1, *rows), outputs(0, *rows))
@@ -221,11 +218,10 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
 
     Notes
     -----
-    The model is traced twice and, where all values are known, compiled for two and for three
-    examples, once for each model and each shape; a model that passed is remembered. Under `jit`,
-    `vmap` and `grad` it is compiled only if its jaxprs are suspect, and not if it holds a `while`,
-    which need not end on made-up numbers. A model that cannot be traced or run on two and on three
-    examples is let through.
+    The model is traced on two and on three examples, and compiled for both only if the jaxprs are
+    suspect. One that passed is remembered by its function and its shapes. Let through without a
+    trial is what cannot be traced or run on such batches, and, where values are made up, what has a
+    `while`, which need not end on them.
     """
     f = checks.model_function(f)
     known = checks.is_known((f, params, x))
@@ -240,23 +236,26 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
         return
     try:
         two, three = (_trace(f, params, x, n) for n in (2, 3))
-    except Exception:  # of the model's own: some have one batch size
+    except Exception:  # the model's own: some take one size of batch only
         return
-    unknown, same = ({id(c) for c in m.consts if not checks.is_known(c)} for m in (two, three))
-    found = None
-    if unknown or not known:
-        found = suspects(two, three, len(examples))
+    for n, model in ((2, two), (3, three)):
+        if any(aval.shape[:1] != (n,) for aval in model.out_avals):
+            return  # no batch: all of it is one example
+    hidden, same = ({id(c) for c in m.consts if not checks.is_known(c)} for m in (two, three))
+    found = suspects(two, three, len(examples))
+    fault = None
+    if found is None or found:
         loops = any(equation.primitive.name == "while" for equation in _equations(two.jaxpr))
-        if found == [] or loops or unknown != same:
+        if (loops and (hidden or not known)) or hidden != same:
             return
-    try:
-        with jax.ensure_compile_time_eval():
-            fault = _trial(two, three, f, params, x)
-    except Exception:  # the same; jax_debug_nans on made-up numbers
-        return
+        try:
+            with jax.ensure_compile_time_eval():
+                fault = _trial(two, three, f, params, x)
+        except Exception:  # the model's own again; of jax_debug_nans
+            return
     if fault:
-        raise ValueError(_message(fault, found or suspects(two, three, len(examples)) or []))
-    if not unknown:
+        raise ValueError(_message(fault, found or []))
+    if not hidden:
         _passed[key] = None
         if len(_passed) > _LIMIT:
             del _passed[next(iter(_passed))]

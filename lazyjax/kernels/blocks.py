@@ -81,7 +81,11 @@ def _mirrored(tile: jax.Array) -> jax.Array:
 
 
 def _symmetric(tile: jax.Array) -> jax.Array:
-    return (tile + _mirrored(tile)) / 2  # symmetric to the last bit
+    """Mirror what is below the diagonal: symmetric to the last bit."""
+    n = jnp.arange(tile.shape[0]).reshape(-1, *(1,) * (tile.ndim - 1))
+    m = jnp.swapaxes(n, 0, 1)
+    other = _mirrored(tile)
+    return jnp.where(n > m, tile, jnp.where(n < m, other, (tile + other) / 2))
 
 
 def tiled(
@@ -99,7 +103,7 @@ def tiled(
     ----------
     contract : callable
         From two features to kernels (B1, B2), (B1, B2, C) or (B1, B2, C, C); the second is None for
-        the first again.
+        the first again, and what is above the diagonal then does not matter.
     one, other : pytrees, batch on axis 0
         `other=None`: the kernel is symmetric, to the last bit, and the tiles above the diagonal are
         those below it, mirrored.
@@ -176,7 +180,8 @@ def _sides(engine: Engine, group: str, task: Task) -> int:
         return max(task.n1, task.n2)
     side = max(1, int((rates().cache / 8 / engine.tiles[group]) ** 0.5))
     if task.symmetric:
-        side = min(side, max(-(-task.n1 // _TILES), _ROWS // task.outputs, 1))
+        rows = 1 if group == "apply" else _ROWS // task.outputs
+        side = min(side, max(-(-task.n1 // _TILES), rows, 1))
     return side
 
 

@@ -89,6 +89,18 @@ def factors(
     return Factors(a, cotangents, *gather(part.swapped))
 
 
+def side_by_side(every: list[Factors]) -> Factors:
+    """Put the factors of parts of the same sizes, of one example, next to each other along b."""
+
+    def join(name: str, axis: int) -> jax.Array | None:
+        arrays = [getattr(f, name) for f in every]
+        return None if arrays[0] is None else jnp.concatenate(arrays, axis)
+
+    if len(every) == 1:
+        return every[0]
+    return Factors(join("a", 0), join("d", 1), join("a_swapped", 0), join("d_swapped", 1))
+
+
 def first_use(part: Part, uses: dict[Place, Any]) -> Use:
     """Give the use that a part with a bias has, the only one."""
     place, number = part.straight[0]

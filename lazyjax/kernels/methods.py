@@ -5,7 +5,7 @@ and a method takes all of them. A method makes the features of a batch, and from
 kernel between the batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lazyjax.derivatives import jvp, linearization
 from lazyjax.kernels import structured
 from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.orders import ORDERS, cheapest_order, efficiency, of_jacobians
+from lazyjax.kernels.orders import ORDERS, Panels, cheapest_order, efficiency, of_jacobians, summed
 
 Weights = list[jax.Array]  # the leaves that are differentiated
 
@@ -134,12 +134,14 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
         return {"jacobian": structured.join(leaves, apart=task.apart)}
 
     def contract(f1: Any, f2: Any) -> Kernels:
-        found: Kernels = {}
-        for i, j in f1.items():
-            kernel = of_jacobians(j, None if f2 is None else f2[i], task.reduce)
-            leaf = -1 - i if task.apart else -1
-            found[leaf] = found[leaf] + kernel if leaf in found else kernel
-        return found
+        shares = (
+            (
+                -1 - i if task.apart else -1,
+                of_jacobians(j, None if f2 is None else f2[i], task.reduce),
+            )
+            for i, j in f1.items()
+        )
+        return summed(shares, task.reduce)
 
     rows = min(task.n1, task.n2) * (task.outputs if task.reduce == "none" else 1)
     featured = task.examples * (1 + 2 * task.outputs) * forward

@@ -4,7 +4,8 @@ For one example J_k[b, p, q] = sum_s a[b, s, p] d_k[b, s, q]. The kernel of two 
 product of their Jacobians, or a sum over positions of the Grams of a and of d.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from lazyjax.kernels.costs import rates
 from lazyjax.kernels.factors import Factors, Shape
 
 _LEAST_WIDTH = 256  # of a slice of the parameters, so that the product of two is worth its call
+_LEAST_ROWS = 80  # of a panel, likewise
+_PANELS = 8  # of a symmetric kernel: nearly half of it is saved
 
 
 # --- through Jacobians -------------------------------------------------------------------------
@@ -37,11 +40,6 @@ def jacobian_of(f: Factors, shape: Shape) -> jax.Array:
     return found.reshape(k, -1)
 
 
-def _swap(kernel: jax.Array, reduce: str) -> jax.Array:
-    """Exchange the two examples, and their outputs."""
-    return kernel.transpose({"none": (2, 3, 0, 1), "diagonal": (2, 1, 0)}.get(reduce, (1, 0)))
-
-
 def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
     """Multiply Jacobians (n, k, P) and (m, k, P): (n, k, m, l), (n, k, m) or (n, m)."""
     n, k, size = j1.shape
@@ -53,51 +51,66 @@ def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
     return j1.reshape(n, k * size) @ j2.reshape(m, k * size).T
 
 
+Panels = list[jax.Array]
+"""Rows of a kernel, block below block of examples; of a symmetric one, up to the diagonal."""
+
+
+def _ends(n: int, k: int, reduce: str) -> list[int]:
+    """Cut the examples of a symmetric kernel into panels that are worth a product each."""
+    rows = n * k if reduce == "none" else n
+    count = max(1, min(rows // _LEAST_ROWS, n, _PANELS))
+    return [n * (i + 1) // count for i in range(count)]
+
+
 def _over_slices(
     one: Callable[[Any], jax.Array],
     other: Callable[[Any], jax.Array] | None,
     slices: int,
     reduce: str,
-) -> jax.Array:
+) -> Panels:
     """Sum the products of slices of Jacobians, so that they are read while they are at hand.
 
-    `other=None` is `one` again: only the blocks of rows on and below the diagonal are multiplied.
+    `other=None` is `one` again: only the panels on and below the diagonal are multiplied.
     """
     n, k, _ = jax.eval_shape(one, 0).shape
-    rows = n * k if reduce == "none" else n
-    blocks = 1 if other is not None else max(1, min(rows // 64, n, 8))
-    ends = [n * (i + 1) // blocks for i in range(blocks)]
-    starts = [0, *ends[:-1]]
+    ends = _ends(n, k, reduce)
 
-    def products(c: Any) -> list[jax.Array]:
+    def products(c: Any) -> Panels:
         j1 = one(c)
         if other is not None:
             return [_product(j1, other(c), reduce)]
-        return [_product(j1[i:j], j1[:j], reduce) for i, j in zip(starts, ends, strict=True)]
+        return [_product(j1[i:j], j1[:j], reduce) for i, j in pairwise([0, *ends])]
 
     if slices == 1:
-        found = products(0)
-    else:
-        like = jax.eval_shape(products, 0)
-        found = jax.lax.fori_loop(
-            0,
-            slices,
-            lambda c, sums: [s + p for s, p in zip(sums, products(c), strict=True)],
-            [jnp.zeros(a.shape, a.dtype) for a in like],
-        )
-    if blocks == 1:
-        return found[0]
-    axis = {"none": 2, "diagonal": 2}.get(reduce, 1)
-    whole = [
-        jnp.pad(a, [(0, n - j if i == axis else 0) for i in range(a.ndim)])
-        for a, j in zip(found, ends, strict=True)
-    ]
-    low = jnp.concatenate(whole)
-    index = jnp.arange(n)
-    here = index.reshape(-1, *(1,) * (low.ndim - 1)) >= index.reshape(
-        [-1 if i == axis else 1 for i in range(low.ndim)]
+        return products(0)
+    return jax.lax.fori_loop(
+        0,
+        slices,
+        lambda c, sums: jax.tree.map(jnp.add, sums, products(c)),
+        [jnp.zeros(a.shape, a.dtype) for a in jax.eval_shape(products, 0)],
     )
-    return jnp.where(here, low, _swap(low, reduce))
+
+
+def whole(panels: Panels, reduce: str) -> jax.Array:
+    """Put panels together; what a symmetric kernel has above its diagonal panels is 0."""
+    if len(panels) == 1:
+        return panels[0]
+    axis = {"none": 2, "diagonal": 2}.get(reduce, 1)  # of the other examples
+    n = panels[-1].shape[axis]
+    return jnp.concatenate(
+        [
+            jnp.pad(a, [(0, n - a.shape[i] if i == axis else 0) for i in range(a.ndim)])
+            for a in panels
+        ]
+    )
+
+
+def summed(shares: Iterable[tuple[int, Panels]], reduce: str) -> dict[int, jax.Array]:
+    """Add up what belongs to the same leaf."""
+    found: dict[int, Panels] = {}
+    for leaf, panels in shares:
+        found[leaf] = jax.tree.map(jnp.add, found[leaf], panels) if leaf in found else panels
+    return {leaf: whole(panels, reduce) for leaf, panels in found.items()}
 
 
 def _slices(length: int, entries: int, itemsize: int) -> tuple[int, int]:
@@ -120,12 +133,12 @@ def _slice(array: jax.Array, c: Any, size: int, axis: int) -> jax.Array:
     return jnp.where(index + start >= c * size, taken, 0)
 
 
-def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> jax.Array:
+def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Panels:
     """Contract two Jacobians (n, k, P) and (m, l, P), or one with itself.
 
     Returns
     -------
-    (n, k, m, l), (n, k, m) for "diagonal", (n, m) for "trace" and "sum", summed over the outputs
+    panels of (n, k, m, l), (n, k, m) for "diagonal", (n, m) for "trace" and "sum"
     """
     n, k, length = j1.shape
     rows = n * k + (0 if j2 is None else j2.shape[0] * k)
@@ -139,7 +152,7 @@ def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> jax.Array:
     return _over_slices(part(j1), None if j2 is None else part(j2), slices, reduce)
 
 
-def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Array:
+def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
     """Form the Jacobians slice by slice, over b and q, and multiply them."""
     assert f1.d is not None
     n = f1.d.shape[0] + (0 if f2 is None else f2.d.shape[0])  # type: ignore[union-attr]
@@ -209,7 +222,7 @@ def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
     return found if reduce == "diagonal" else jnp.sum(found, 1)
 
 
-def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Array:
+def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
     """Multiply the Gram of a and that of d: N^2 S^2 (P + K^2 Q)."""
     f2 = f1 if f2 is None else f2
     found = _same_side(f1, f2, shape, reduce)
@@ -217,10 +230,10 @@ def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Arr
         one, other = (Factors(f.a_swapped, f.d_swapped) for f in (f1, f2))
         found = found + _same_side(one, other, shape, reduce)
         found = found + _other_side(f1, other, reduce) + _other_side(one, f2, reduce)
-    return found
+    return [found]
 
 
-def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Array:
+def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
     """Apply the Gram of a to d', then multiply by d: N^2 (S^2 (P + K Q) + S K^2 Q)."""
     f2 = f1 if f2 is None else f2
 
@@ -233,7 +246,7 @@ def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> jax.Ar
         found = jnp.einsum("kbsq,mbskq->km", d, spread)
         return found if reduce == "diagonal" else jnp.sum(found, 0)
 
-    return jax.lax.map(one, (f1.a, f1.d))
+    return [jax.lax.map(one, (f1.a, f1.d))]
 
 
 # --- what they cost ----------------------------------------------------------------------------
@@ -245,7 +258,7 @@ class Cost(NamedTuple):
     example: float  # multiply-adds for the features of an example
     pair: float  # multiply-adds for a pair of examples
     touched: float  # entries of intermediate results for a pair
-    kept: int  # numbers that are the features of an example
+    made: int  # numbers for each example: its features, and copies of them
     tile: float  # numbers that a tile holds at once, for a pair; of the largest intermediate
     skinny: bool = False  # a product with as many rows as examples and outputs
 
@@ -276,7 +289,8 @@ def _gram_cost(s: Shape, reduce: str) -> Cost:
         work = grams * (s.p + s.q) * (1 + s.outputs)
         return Cost(0, work, 3 * grams * out, s.factors, grams * s.outputs * out)
     work = grams * ((0 if s.tokens else s.p) + out * s.q)
-    return Cost(0, work, tile if grams > 1 else tile / 4, s.factors, tile)
+    copied = 2 if s.s > 1 else 1  # k and s change places
+    return Cost(0, work, tile if grams > 1 else tile / 4, copied * s.factors, tile)
 
 
 def _apply_cost(s: Shape, reduce: str) -> Cost:
@@ -288,7 +302,7 @@ def _apply_cost(s: Shape, reduce: str) -> Cost:
 class Order(NamedTuple):
     """A row of `ORDERS`."""
 
-    contract: Callable[[Any, Any, Shape, str], jax.Array]
+    contract: Callable[[Any, Any, Shape, str], Panels]
     cost: Callable[[Shape, str], Cost]
     admits: Callable[[Shape], bool]
 
@@ -320,7 +334,7 @@ def seconds(name: str, s: Shape, task: Any, itemsize: int) -> float:
     products = rate.products * (efficiency(rows) if cost.skinny else 1)
     formed = task.passes if name == "slices" else 1
     return task.tiles * (2 * cost.pair / products + cost.touched * itemsize / rate.bytes) + (
-        task.examples * (2 * formed * cost.example / rate.small + cost.kept * itemsize / rate.fresh)
+        task.examples * (2 * formed * cost.example / rate.small + cost.made * itemsize / rate.fresh)
     )
 
 

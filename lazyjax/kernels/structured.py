@@ -4,17 +4,18 @@ What is done with a leaf is planned from the shapes of its factors (`orders`); l
 model in another way, or in too small a way to matter, have their plain Jacobian.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.factors import Shape, factors, first_use, shape_of
-from lazyjax.kernels.orders import ORDERS, THROUGH_J, jacobian_of, seconds
+from lazyjax.kernels.factors import Factors, Shape, factors, first_use, shape_of, side_by_side
+from lazyjax.kernels.orders import ORDERS, THROUGH_J, Panels, jacobian_of, seconds, summed
 from lazyjax.kernels.walk import Part, Structure, find, run, split_bias, zeros
 
+_ALIVE = 0.1  # of all intermediate results, the share that XLA keeps at one moment
 _SMALL = 4096  # numbers of a leaf, up to which Jacobians are joined to one
 
 
@@ -28,6 +29,13 @@ class Plan(NamedTuple):
     orders: tuple[str, ...]
     plain: tuple[int, ...]
     apart: bool  # leaves are kept apart
+
+    def alike(self, i: int) -> list[int]:
+        """Give the parts that are contracted as one with part i: of the same sizes and order."""
+        if self.apart or self.shapes[i].tokens:
+            return [i]
+        own = (self.shapes[i], self.orders[i])
+        return [j for j, o in enumerate(zip(self.shapes, self.orders, strict=True)) if o == own]
 
 
 def trace(function: Callable[..., Any], w: Any, x: Any) -> Any:
@@ -71,12 +79,18 @@ def plan(jaxpr: Any, leaves: int, choose: Callable[[Shape], str], *, apart: bool
 
 
 Features = dict[str, Any]
-"""Of a batch: {order: {part: what it keeps}}, batch on axis 0. A Jacobian (n, k, P) that is of no
-part has a negative number."""
+"""Of a batch, batch on axis 0: {order: {part: factors}} and {"jacobian": {-1 - i: (n, k, P)}}."""
+
+
+def leaf_of(part: Part) -> int:
+    """Give the leaf that a part is of."""
+    leaf = part.bias if part.leaf is None else part.leaf
+    assert leaf is not None
+    return leaf
 
 
 def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax.Array]:
-    """Join the Jacobians (k, P) of leaves to few: of each leaf, or all small ones to one."""
+    """Join Jacobians (k, P): those of each leaf, -1 - leaf its name, or all small ones to one."""
     if apart:
         return {-1 - leaf: jnp.concatenate(js, -1) for leaf, js in jacobians.items()}
     every = [j for js in jacobians.values() for j in js]
@@ -118,22 +132,26 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
             leaf: [j.astype(dtype).reshape(y.size, -1)]
             for leaf, j in zip(plan.plain, plain, strict=True)
         }
-        found: Features = {}
+        gathered: dict[int, list[Factors]] = {}
         for i, (part, shape, order) in enumerate(
             zip(plan.parts, plan.shapes, plan.orders, strict=True)
         ):
             own = factors(part, structure.uses, kept, d, dtype)
-            through_j = order in THROUGH_J
-            if through_j and shape.bias:
+            if order in THROUGH_J and shape.bias:  # by which the product has the derivative 1
                 assert own.d is not None
                 assert part.bias is not None
-                summed = jnp.sum(own.d, 2).reshape(y.size, -1)
                 scale = first_use(part, structure.uses).view.factor
-                rest.setdefault(part.bias if plan.apart else 0, []).append(summed / scale)
-            value = jacobian_of(own, shape) if order == "jacobian" else own
-            found.setdefault(order, {})[i] = value
+                bias = jnp.sum(own.d, 2).reshape(y.size, -1) / scale
+                rest.setdefault(part.bias, []).append(bias)
+            if order == "jacobian":
+                rest.setdefault(leaf_of(part), []).append(jacobian_of(own, shape))
+            else:
+                gathered.setdefault(plan.alike(i)[0], []).append(own)
+        found: Features = {}
+        for i, every in gathered.items():
+            found.setdefault(plan.orders[i], {})[i] = side_by_side(every)
         if rest:
-            found.setdefault("jacobian", {}).update(join(rest, apart=plan.apart))
+            found["jacobian"] = join(rest, apart=plan.apart)
         return found
 
     return jax.vmap(of_one)(x)
@@ -156,18 +174,20 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
         The kernel of each leaf, or {-1: the whole}: (n, k, m, l), (n, k, m) for "diagonal", (n, m)
         for "trace" and "sum", here summed over the outputs.
     """
-    found: dict[int, jax.Array] = {}
-    for i in f1:
-        part, shape = (plan.parts[i], plan.shapes[i]) if i >= 0 else (None, None)
-        kernel = ORDERS[order].contract(f1[i], None if f2 is None else f2[i], shape, reduce)
-        if not plan.apart:
-            leaf = -1
-        elif part is None:
-            leaf = -1 - i
-        else:
-            leaf = part.bias if part.leaf is None else part.leaf
-        found[leaf] = found[leaf] + kernel if leaf in found else kernel
-    return found
+
+    def shares() -> Iterator[tuple[int, Panels]]:
+        for i in f1:
+            shape = None
+            if i >= 0:
+                shape = plan.shapes[i]
+                shape = shape._replace(b=shape.b * len(plan.alike(i)))
+            panels = ORDERS[order].contract(f1[i], None if f2 is None else f2[i], shape, reduce)
+            if not plan.apart:
+                yield -1, panels
+            else:
+                yield leaf_of(plan.parts[i]) if i >= 0 else -1 - i, panels
+
+    return summed(shares(), reduce)
 
 
 class Work(NamedTuple):
@@ -190,7 +210,7 @@ def cost(plan: Plan, w: Any, task: Any) -> Work:
     counted = task.examples * forward + task.tiles * task.pairs * plain
     time = task.examples * (2 * forward / rate.products + made / rate.bytes)
     time += task.tiles * task.pairs * 2 * plain / rate.products
-    kept, working = task.outputs * plain, made + task.outputs * plain * itemsize
+    kept, working = task.outputs * plain, made * _ALIVE + task.outputs * plain * itemsize
     out = task.pairs if task.reduce in ("none", "diagonal") else 1
     biases = any(
         shape.bias and order in THROUGH_J
@@ -201,7 +221,8 @@ def cost(plan: Plan, w: Any, task: Any) -> Work:
         own = ORDERS[order].cost(shape, task.reduce)
         counted += task.examples * own.example + task.tiles * own.pair
         time += seconds(order, shape, task, itemsize)
-        kept += own.kept + (task.outputs * shape.b * shape.q if shape.bias else 0)
-        working += (own.kept + shape.factors) * itemsize
+        mine = shape.jacobian if order == "jacobian" else shape.factors
+        kept += mine + (task.outputs * shape.b * shape.q if shape.bias else 0)
+        working += (mine + shape.factors) * itemsize
         tiles[order] = max(tiles.get(order, 0.0), out, own.tile)
     return Work(counted, time, kept * itemsize, working, tiles)

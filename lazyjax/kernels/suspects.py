@@ -2,13 +2,14 @@
 
 The model is traced on two and on three examples, and the two jaxprs are walked through side by
 side: an axis that grows by one half holds the batch, alone or folded with others. What joins or
-moves its entries is suspect, and no more: a batch may be folded and unfolded, a sum run over zeros.
+moves its entries is suspect, and no more: a batch may be cut and put together again, or a sum run
+over zeros. What is not suspect treats each example alone.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
@@ -16,48 +17,64 @@ from lazyjax import checks
 from lazyjax.derivatives import inner_jaxprs
 from lazyjax.kernels.jaxprs import needed
 
+
+def _cut(equation: Any) -> list[int]:
+    """Give the axes of which a part is taken or written."""
+    update = equation.primitive.name == "dynamic_update_slice"
+    part = (equation.invars[1] if update else equation.outvars[0]).aval.shape
+    whole = equation.invars[0].aval.shape
+    return [i for i, n in enumerate(whole) if part[i] != n]
+
+
 CROSSING: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
-        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), lambda s: [s["axis"]]
+        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), lambda e: [e.params["axis"]]
     ),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
-        lambda s: [i for i, n in enumerate(s["window_dimensions"]) if n > 1],
+        lambda e: [i for i, n in enumerate(e.params["window_dimensions"]) if n > 1],
     ),
     **dict.fromkeys(
         ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"),
-        lambda s: s["dimension_numbers"].scatter_dims_to_operand_dims,
+        lambda e: e.params["dimension_numbers"].scatter_dims_to_operand_dims,
     ),
-    "sort": lambda s: [s["dimension"]],
-    "rev": lambda s: s["dimensions"],
-    "gather": lambda s: s["dimension_numbers"].start_index_map,
-    "conv_general_dilated": lambda s: s["dimension_numbers"].lhs_spec[2:],
+    **dict.fromkeys(("slice", "dynamic_slice", "dynamic_update_slice"), _cut),
+    **dict.fromkeys(
+        ("pure_callback", "io_callback", "ffi_call"), lambda e: range(len(e.invars[0].aval.shape))
+    ),
+    "fft": lambda e: range(e.invars[0].aval.ndim)[-len(e.params["fft_lengths"]) :],
+    "sort": lambda e: [e.params["dimension"]],
+    "rev": lambda e: e.params["dimensions"],
+    "gather": lambda e: e.params["dimension_numbers"].start_index_map,
+    "conv_general_dilated": lambda e: e.params["dimension_numbers"].lhs_spec[2:],
 }
-"""Axes of the first operand that outlive the joining of their entries: `(settings) -> axes`."""
+"""Primitives that can join or move entries along axes of their first operand and keep the axes:
+`(equation) -> axes`. All others that join the examples lose an axis.
+"""
 
-MOVING = {"slice", "dynamic_slice", "gather", "rev", "concatenate", "dynamic_update_slice"}
+MOVING = {"slice", "dynamic_slice", "dynamic_update_slice", "gather", "rev", "concatenate"}
 """These join nothing by themselves, so they are the last to be named."""
 
 RANDOM = {"random_bits", "rng_bit_generator", "rng_uniform"}
 
 Marks = frozenset[str]
-"""What a value depends on: "x", the examples, and "size", their number."""
+"""What a value depends on: "x", the "size" of the batch, the "position" in it."""
 
-NOTHING, X, SIZE = frozenset[str](), frozenset({"x"}), frozenset({"size"})
+NOTHING = frozenset[str]()
 
 
 class Suspect(NamedTuple):
     """An equation that may be at fault."""
 
-    fault: str  # "others", "random" or "size"
+    fault: str  # "others", "random", "size" or "position"
     what: str
     moves: bool = False
 
 
-def _batch_axes(two: Any, three: Any) -> set[int]:
+def _batch_axes(two: Any, three: Any) -> list[int]:
     shapes = (getattr(value.aval, "shape", ()) for value in (two, three))
     pairs = enumerate(zip(*shapes, strict=True))
-    return {i for i, (m, n) in pairs if 0 < 3 * m == 2 * n}
+    return [i for i, (m, n) in pairs if 0 < 3 * m == 2 * n]
 
 
 def _differ(two: Any, three: Any) -> bool:
@@ -67,25 +84,36 @@ def _differ(two: Any, three: Any) -> bool:
     return not np.array_equal(two, three, equal_nan=True)
 
 
-def _of_equation(two: Any, three: Any, marks: list[Marks], place: str) -> Iterable[Suspect]:
-    """Find what is suspect in one equation that runs no jaxpr."""
-    name = two.primitive.name
+def _through_one(
+    two: Any, three: Any, marks: list[Marks], found: list[Suspect], place: str
+) -> Marks:
+    """Give the marks of the outputs of an equation that runs no jaxpr."""
+    name, every = two.primitive.name, NOTHING.union(*marks)
     inputs = [_batch_axes(*pair) for pair in zip(two.invars, three.invars, strict=True)]
     outputs = [_batch_axes(*pair) for pair in zip(two.outvars, three.outvars, strict=True)]
     if name in RANDOM and any(outputs):
-        yield Suspect("random", name + place)
-    if not outputs or not any("x" in mark for mark in marks):
-        return
+        found.append(Suspect("random", name + place))
+    if name == "iota" and two.params["dimension"] in outputs[0]:
+        return frozenset({"position"})
+    if not inputs or not outputs:
+        return every
     lost = max(map(len, inputs)) > min(map(len, outputs))
-    crossed = CROSSING[name](two.params) if name in CROSSING else ()
+    if "x" not in every:
+        return every | {"size"} if lost else every
+    if name == "reshape":  # to another order of the axes
+        sides = ((two.invars[0], inputs[0]), (two.outvars[0], outputs[0]))
+        before = [[math.prod(v.aval.shape[:i]) for i in axes] for v, axes in sides]
+        lost = before[0] != before[1]
+    crossed = CROSSING[name](two) if name in CROSSING else ()
     if lost or any(int(axis) in inputs[0] for axis in crossed):
-        yield Suspect("others", f"{name} along the batch{place}", name in MOVING)
-    for variable, mark in zip(two.invars, marks, strict=True):
-        if mark == SIZE and jnp.issubdtype(variable.aval.dtype, jnp.inexact):
-            yield Suspect("size", f"{name} with a number that depends on it{place}")
+        found.append(Suspect("others", f"{name} along the batch{place}", name in MOVING))
+    for fault in ("size", "position"):
+        if any(fault in mark and "x" not in mark for mark in marks):
+            found.append(Suspect(fault, f"{name} with what depends on it{place}"))
+    return every
 
 
-def _of_loop(
+def _through_loop(
     two: Any, three: Any, marks: list[Marks], found: list[Suspect], at: str
 ) -> list[Marks]:
     """Walk through a `scan` or a `while` until the marks of its carry grow no more."""
@@ -118,18 +146,17 @@ def _through(
     name = two.primitive.name
     at = "/".join(filter(None, (at, str(two.source_info.name_stack))))
     if name in ("scan", "while"):
-        return _of_loop(two, three, marks, found, at)
-    every = NOTHING.union(*marks)
+        return _through_loop(two, three, marks, found, at)
     inside = [list(inner_jaxprs(list(equation.params.values()))) for equation in (two, three)]
     if not inside[0] or name in CROSSING or name.startswith("reduce"):
-        found += _of_equation(two, three, marks, _place(at))
-        return [every] * len(two.outvars)
+        return [_through_one(two, three, marks, found, _place(at))] * len(two.outvars)
     pairs = list(zip(*inside, strict=True))
     if name == "cond":
         ways = [_walk(a, b, marks[1:], found, at) for a, b in pairs]
         return [marks[0].union(*way) for way in zip(*ways, strict=True)]
     if len(pairs) == 1 and len(inside[0][0].invars) == len(marks):
         return _walk(inside[0][0], inside[1][0], marks, found, at)
+    every = NOTHING.union(*marks)
     for a, b in pairs:
         _walk(a, b, [every] * len(a.invars), found, at)
     return [every] * len(two.outvars)
@@ -144,7 +171,7 @@ def _walk(
 
     def read(a: Any, b: Any) -> Marks:
         if isinstance(a, Literal):
-            return SIZE if _differ(a.val, getattr(b, "val", None)) else NOTHING
+            return frozenset({"size"} if _differ(a.val, getattr(b, "val", None)) else ())
         return known.get(a, NOTHING)
 
     for used, a, b in zip(needed(two), two.eqns, three.eqns, strict=True):
@@ -169,14 +196,15 @@ def suspects(two: ClosedJaxpr, three: ClosedJaxpr, leaves: int) -> list[Suspect]
     Returns
     -------
     list of Suspect, or None
-        In the order of the jaxpr. None if the two jaxprs are not made of the same equations.
+        In the order of the jaxpr. None if the two jaxprs are not made of the same equations, as
+        where Python asks for the size of the batch.
     """
     found: list[Suspect] = []
     others = [NOTHING] * (len(two.jaxpr.invars) - leaves)
     try:
         pairs = zip(two.consts, three.consts, strict=True)
-        sized = [SIZE if _differ(*pair) else NOTHING for pair in pairs]
-        _walk(two.jaxpr, three.jaxpr, [*sized, *others, *[X] * leaves], found)
-    except ValueError:  # of `zip`, where they part
+        sized = [frozenset({"size"} if _differ(*pair) else ()) for pair in pairs]
+        _walk(two.jaxpr, three.jaxpr, [*sized, *others, *[frozenset({"x"})] * leaves], found)
+    except Exception:  # of `zip`, where they part; a primitive that is built in another way
         return None
     return found

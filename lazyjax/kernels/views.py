@@ -160,7 +160,7 @@ LAYOUT: dict[str, Callable[[View, dict[str, Any], tuple[int, ...]], View | None]
     "name": _same,
     "neg": lambda view, *_: view._replace(factor=-view.factor),
 }
-"""Primitives that only change a layout: `(view, settings, shape of the operand) -> view or None`."""
+"""Primitives that only change a layout: `(view, settings, operand's shape) -> view or None`."""
 
 
 def _constant(atom: Any) -> float | None:
