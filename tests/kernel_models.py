@@ -28,6 +28,9 @@ class Case(NamedTuple):
 
 
 MODELS: dict[str, Callable[[], Case]] = {}
+"""In float64, each without one rounding to less."""
+ROUNDED: dict[str, Callable[[], Case]] = {}
+"""In float32, or through it."""
 
 
 # --- how a row is made
@@ -69,18 +72,18 @@ def examples(x):
     return jnp.asarray(normal(100, 3, *x)), jnp.asarray(normal(101, 2, *x))
 
 
-def model(name, x=(4,), **shapes):
+def model(name, x=(4,), rows=MODELS, **shapes):
     """Add a function of (p, x) as a row, with the shape of an example and of each weight."""
 
     def add(f):
-        assert name not in MODELS
-        MODELS[name] = lambda: Case(f, weights(shapes), *examples(x))
+        assert name not in rows
+        rows[name] = lambda: Case(f, weights(shapes), *examples(x))
         return f
 
     return add
 
 
-def linen(name, module, x=(4,), **call):
+def linen(name, module, x=(4,), rows=MODELS, **call):
     """Add a Flax linen module as a row."""
 
     def case():
@@ -89,19 +92,24 @@ def linen(name, module, x=(4,), **call):
         f, params = from_linen(module, None, x1, variables=filled(shapes), **call)
         return Case(f, params, x1, x2)
 
-    assert name not in MODELS
-    MODELS[name] = case
+    assert name not in rows
+    rows[name] = case
 
 
-def nnx_module(name, build, x=(4,)):
+def nnx_module(name, build, x=(4,), rows=MODELS):
+    """Add a Flax NNX module as a row, from a function of its random numbers."""
+
     def case():
         f, params = from_nnx(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         return Case(filled(f), filled(params), *examples(x))
 
-    MODELS[name] = case
+    assert name not in rows
+    rows[name] = case
 
 
 def equinox_module(name, build, x=(4,)):
+    """Add an Equinox module, which sees one example, as a row, from a function of a key."""
+
     def case():
         with jax.debug_key_reuse(False):  # shapes alone: every layer may take the same key
             shapes = eqx.filter_eval_shape(build, jax.random.key(0))
@@ -109,6 +117,7 @@ def equinox_module(name, build, x=(4,)):
         f = lambda params, x: jax.vmap(eqx.combine(params, static))(x)  # noqa: E731
         return Case(f, filled(shapes), *examples(x))
 
+    assert name not in MODELS
     MODELS[name] = case
 
 
@@ -561,13 +570,16 @@ model("linear attention", (3, 4), a=(4, 4), b=(4, 4), c=(4, 4), d=(4, 2))(
 class Transformer(nn.Module):
     """Two layers with layer norm, ten outputs."""
 
+    width: int = 4
+
     @nn.compact
     def __call__(self, t):
-        h = nn.Embed(6, 4)(t) + self.param("positions", nn.initializers.normal(), (t.shape[1], 4))
+        d = self.width
+        h = nn.Embed(6, d)(t) + self.param("positions", nn.initializers.normal(), (t.shape[1], d))
         for _ in range(2):
             z = nn.LayerNorm()(h)
             h = h + nn.MultiHeadDotProductAttention(2, deterministic=True)(z)
-            h = h + nn.Dense(4)(nn.gelu(nn.Dense(5)(nn.LayerNorm()(h))))
+            h = h + nn.Dense(d)(nn.gelu(nn.Dense(d + 1)(nn.LayerNorm()(h))))
         return nn.Dense(10)(nn.LayerNorm()(h).mean(1))
 
 
@@ -1006,11 +1018,9 @@ def attend_in_heads(q, k, v, **_):
 
 
 class NnxTransformer(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, rngs, **options):
         self.embed = nnx.Embed(6, 4, rngs=rngs, **F64)
-        self.attention = nnx.MultiHeadAttention(
-            2, 4, decode=False, attention_fn=attend_in_heads, rngs=rngs, **F64
-        )
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs, **options, **F64)
         self.norm = nnx.RMSNorm(4, rngs=rngs, **F64)
 
     def __call__(self, t):
@@ -1056,7 +1066,7 @@ class EquinoxAttention(eqx.Module):
 
 
 nnx_module("NNX convolution", NnxNet, (3, 3, 2))
-nnx_module("NNX transformer", NnxTransformer, {"tokens": 3})
+nnx_module("NNX transformer", partial(NnxTransformer, attention_fn=attend_in_heads), {"tokens": 3})
 equinox_module("Equinox MLP", lambda key: eqx.nn.MLP(4, 2, 3, 2, activation=tanh, key=key))
 equinox_module("Equinox convolution", EquinoxNet, (2, 4, 4))
 equinox_module("Equinox GRU", EquinoxRecurrent, (3, 2))
@@ -1109,3 +1119,32 @@ for _name, _g in REST.items():
 model("a spectrum of the input", (6,), a=(8, 4), b=(4, 3), c=(3, 2))(
     lambda p, x: mlp(p, jnp.concatenate([jnp.fft.rfft(x).real, jnp.fft.rfft(x).imag], 1))
 )
+
+
+# --- rounded to float32
+
+
+def in_float32(build):
+    """Give the same model with weights and inputs in float32."""
+
+    def convert(a):
+        return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+    case = build()
+    return Case(case.f, *jax.tree.map(convert, (case.params, case.x1, case.x2)))
+
+
+WIDE = {}
+linen("a transformer of 16 features", Transformer(16), {"tokens": 8}, rows=WIDE)
+SOME = (
+    "dense with biases",
+    "convolution: residual and strided",
+    "a tied decoder",
+    "recurrence by scan",
+)
+for _name, _build in ({name: MODELS[name] for name in SOME} | WIDE).items():
+    ROUNDED[f"{_name}, in float32"] = partial(in_float32, _build)
+model("a weight through float32", rows=ROUNDED, **SQUARE)(
+    same(lambda p: (p["a"].astype(jnp.float32).astype(jnp.float64), p["b"], p["c"]))
+)
+nnx_module("NNX attention, which goes through float32", NnxTransformer, {"tokens": 3}, rows=ROUNDED)

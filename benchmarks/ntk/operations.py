@@ -1,19 +1,24 @@
-"""How many multiply-adds ours needs: the one place where they are counted."""
+"""How many multiply-adds ours needs, as `lazyjax.estimate` counts them for its fastest method."""
 
 from typing import Any
 
-import jax
-
-from lazyjax import ntk
-from lazyjax.kernels.costs import operations
+from lazyjax.kernels.budgets import candidates
+from lazyjax.kernels.computation import check
 
 
 def counted_operations(data: Any, f: Any, reduce: str, symmetric: bool, options: dict) -> float:
-    """Count the multiply-adds of `ntk` on the data of a case.
-
-    THE SEAM: counted in the jaxpr of the call, a scan as often as it runs. Put
-    `lazyjax.kernels.estimate(...)` here once that exists. Where it raises, the table has none.
-    """
-    x2 = None if symmetric else data.x2
-    call = jax.make_jaxpr(lambda p, a, b: ntk(f, p, a, b, reduce=reduce, **options))
-    return operations(call(data.params, data.x1, x2).jaxpr)
+    """Count the multiply-adds of `ntk` on the data of a case."""
+    call = check(
+        f,
+        data.params,
+        data.x1,
+        None if symmetric else data.x2,
+        reduce=reduce,
+        method="auto",
+        wrt=None,
+        per_leaf=False,
+        outputs=None,
+        batch_size=options.get("batch_size"),
+        precision="highest",
+    )
+    return candidates(call)[0].operations

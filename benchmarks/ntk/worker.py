@@ -73,6 +73,14 @@ def _forget_peak() -> None:
         pass
 
 
+def growth(function: Callable[[], Any]) -> float:
+    """Give the MB by which this process grows at most while a function runs."""
+    _forget_peak()
+    before = _resident()
+    function()
+    return max(_peak() - before, 0.0)
+
+
 def _steps(contender: Contender, task: dict) -> dict[str, Callable[[], dict]]:
     last = {}
 

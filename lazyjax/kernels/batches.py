@@ -35,6 +35,9 @@ FAULTS = {
 }
 """What can be wrong with a model, and the cure."""
 
+Row = tuple[np.ndarray, ...]
+"""What each output leaf gives for one example."""
+
 _LIMIT = 256
 _passed: dict[Any, None] = {}  # models without fault, the latest of them
 
@@ -124,8 +127,10 @@ def _less(high: list[np.ndarray], low: list[np.ndarray]) -> list[np.ndarray]:
         return [np.nan_to_num(a - b, posinf=0, neginf=0) for a, b in zip(high, low, strict=True)]
 
 
-def _far(a: np.ndarray, b: np.ndarray, tolerance: float, floor: float) -> bool:
-    return _norm(a - b) > tolerance * max(_norm(a), _norm(b)) + floor
+def _far(these: Row, those: Row, near: float, floors: list[float]) -> bool:
+    """Tell whether an output of one row is not near that of another, relative to both."""
+    outputs = zip(these, those, floors, strict=True)
+    return any(_norm(a - b) > near * max(_norm(a), _norm(b)) + floor for a, b, floor in outputs)
 
 
 def _runner(model: ClosedJaxpr, constants: list[Any]) -> Callable[..., list[np.ndarray]]:
@@ -164,22 +169,21 @@ def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) ->
         ]
         return models[len(rows)]([*fixed, *moved, *(leaf[np.array(rows)] for leaf in pair)])
 
-    def change(*rows: int) -> list[np.ndarray]:
-        return _less(outputs(1, *rows), outputs(0, *rows))
+    def change(*rows: int) -> list[Row]:
+        return list(zip(*_less(outputs(1, *rows), outputs(0, *rows)), strict=True))
 
     a, b = 0, 1
+    ab, aa, bb = change(a, b), change(a, a), change(b, b)
     ys, epsilon = outputs(1, a, b), _epsilon(two.jaxpr)
+    near, floors = max(0.03, epsilon**0.5), [8 * epsilon * _norm(y) for y in ys]
+    if _far(ab[a], aa[a], near, floors) or _far(ab[b], bb[b], near, floors):
+        return "others"
     noises = _less(outputs(1 + 4 * epsilon, a, b), ys)
-    changes = change(a, b), change(a, a), change(b, b), change(a, b, a)
-    for y, noise, ab, aa, bb, aba in zip(ys, noises, *changes, strict=True):
-        near, rounding = max(0.03, epsilon**0.5), epsilon**0.5 * _norm(y) + 4 * _norm(noise)
-        if any(_far(ab[i], ii[i], near, 8 * epsilon * _norm(y)) for i, ii in ((a, aa), (b, bb))):
-            return "others"
-        if any(_far(ii[0], ii[1], near, rounding) for ii in (aa, bb)):
-            return "position"
-        if any(_far(ab[i], aba[i], max(0.1, epsilon**0.25), rounding) for i in (a, b)):
-            return "size"
-    return None
+    floors = [epsilon**0.5 * _norm(y) + 4 * _norm(v) for y, v in zip(ys, noises, strict=True)]
+    if _far(aa[0], aa[1], near, floors) or _far(bb[0], bb[1], near, floors):
+        return "position"
+    near, aba = max(0.1, epsilon**0.25), change(a, b, a)
+    return "size" if any(_far(ab[i], aba[i], near, floors) for i in (a, b)) else None
 
 
 def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
@@ -194,8 +198,7 @@ def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
 def _message(fault: str, found: list[Suspect]) -> str:
     if fault == "position" and any(suspect.fault == "random" for suspect in found):
         fault = "random"
-    named = [suspect for suspect in found if suspect.fault == fault]
-    named.sort(key=lambda suspect: suspect.moves)
+    named = sorted(found, key=lambda suspect: (suspect.fault != fault, suspect.moves))
     return FAULTS[fault].format(f": {named[0].what}" if named else "")
 
 

@@ -217,9 +217,10 @@ def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None, lev
     -------
     Blocks
     """
-    # results stay close, unless the weights, read once a block, are larger than they
-    at_once = int(max(rates().working, engine.weights) // max(engine.working, 1))
-    at_once = max(1, at_once // 4 ** min(level, _KEPT))
+    n, working = max(task.n1, task.n2), max(engine.working, 1)
+    if n * working > rates().working:  # in a loop a block's results stay closer
+        n = int(max(rates().working / 4, engine.weights) // working)
+    at_once = max(1, n // 4 ** min(level, _KEPT))
     sides = (_side(task.n1, level), _side(task.n2, level))
     rows, columns = (min(a, b) for a, b in zip(asked or sides, sides, strict=True))
     return Blocks(rows, columns, min(at_once, max(rows, columns)), level <= _KEPT)
@@ -259,6 +260,6 @@ def assemble(engine: Engine, task: Task, x1: Any, x2: Any | None, blocks: Blocks
                 kernel[leaf] = kernel[leaf] + tile if leaf in kernel else tile
         return kernel
 
-    if blocks.kept:
-        return contract(features(x1), None if x2 is None else features(x2))
-    return tiled(contract, x1, x2, rows=blocks.rows, columns=blocks.columns, prepare=features)
+    if not blocks.kept:
+        return tiled(contract, x1, x2, rows=blocks.rows, columns=blocks.columns, prepare=features)
+    return contract(features(x1), None if x2 is None else features(x2))

@@ -22,15 +22,15 @@ class Rates(NamedTuple):
     bytes: float  # bytes that elementwise operations make, a second
     fresh: float  # bytes of memory that is touched for the first time, a second
     cache: int  # bytes of intermediate results that stay close
-    working: int  # bytes of intermediate results that are best computed at once
+    working: int  # bytes of intermediate results, up to which a batch is not worth a loop
 
 
 RATES = {
-    "cpu": Rates(2e11, 100, 1.2e11, 2e10, 2.5e9, 8 * 2**20, 256 * 2**20),
+    "cpu": Rates(2e11, 60, 9e10, 2e10, 3e9, 8 * 2**20, 128 * 2**20),
     "gpu": Rates(4e13, 500, 1e13, 2e12, 2e12, 2**28, 2**30),
     "tpu": Rates(4e13, 500, 1e13, 1e12, 1e12, 2**28, 2**30),
 }
-"""Of each backend of JAX; `python -m benchmarks.ntk --rates` prints those of a machine."""
+"""Of each backend of JAX; `python -m benchmarks.ntk.rates` measures those of a machine."""
 
 
 def rates() -> Rates:

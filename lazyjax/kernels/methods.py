@@ -5,7 +5,7 @@ and a method takes all of them. A method makes the features of a batch, and from
 kernel between the batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lazyjax.derivatives import jvp, linearization
 from lazyjax.kernels import structured
 from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.orders import ORDERS, Panels, cheapest_order, efficiency, of_jacobians, summed
+from lazyjax.kernels.orders import ORDERS, cheapest_order, efficiency, of_jacobians, summed
 
 Weights = list[jax.Array]  # the leaves that are differentiated
 
@@ -155,7 +155,7 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
         + 2 * contracted / (rate.products * efficiency(rows))
         + task.examples * (made * (1 + task.outputs) / rate.bytes + kept / rate.fresh),
         kept=kept,
-        working=made * (1 + task.outputs) + kept,
+        working=made * (1 + task.outputs) * structured.ALIVE + kept,
         weights=parameters * dtype.itemsize,
         tiles={"jacobian": task.pairs if task.reduce in ("none", "diagonal") else 1},
     )

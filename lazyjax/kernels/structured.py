@@ -15,7 +15,7 @@ from lazyjax.kernels.factors import Factors, Shape, factors, first_use, shape_of
 from lazyjax.kernels.orders import ORDERS, THROUGH_J, Panels, jacobian_of, seconds, summed
 from lazyjax.kernels.walk import Part, Structure, find, run, split_bias, zeros
 
-_ALIVE = 0.1  # of all intermediate results, the share that XLA keeps at one moment
+ALIVE = 0.05  # of all intermediate results, the share that XLA keeps at one moment
 _SMALL = 4096  # numbers of a leaf, up to which Jacobians are joined to one
 
 
@@ -196,7 +196,7 @@ class Work(NamedTuple):
     operations: float  # multiply-adds in all
     seconds: float  # by the rates of the backend
     kept: int  # bytes of the features of one example
-    working: float  # bytes of intermediate results for those
+    working: float  # bytes of intermediate results for those, at one moment
     tiles: dict[str, float]  # of each order, numbers that a tile holds for a pair of examples
 
 
@@ -210,7 +210,7 @@ def cost(plan: Plan, w: Any, task: Any) -> Work:
     counted = task.examples * forward + task.tiles * task.pairs * plain
     time = task.examples * (2 * forward / rate.products + made / rate.bytes)
     time += task.tiles * task.pairs * 2 * plain / rate.products
-    kept, working = task.outputs * plain, made * _ALIVE + task.outputs * plain * itemsize
+    kept, working = task.outputs * plain, made * ALIVE + task.outputs * plain * itemsize
     out = task.pairs if task.reduce in ("none", "diagonal") else 1
     biases = any(
         shape.bias and order in THROUGH_J
@@ -223,6 +223,6 @@ def cost(plan: Plan, w: Any, task: Any) -> Work:
         time += seconds(order, shape, task, itemsize)
         mine = shape.jacobian if order == "jacobian" else shape.factors
         kept += mine + (task.outputs * shape.b * shape.q if shape.bias else 0)
-        working += (mine + shape.factors) * itemsize
+        working += (mine + shape.factors) * itemsize if order == "jacobian" else 0
         tiles[order] = max(tiles.get(order, 0.0), out, own.tile)
     return Work(counted, time, kept * itemsize, working, tiles)

@@ -144,7 +144,8 @@ def _through(
 ) -> list[Marks]:
     """Give the marks of an equation's outputs, and add what is suspect in it."""
     name = two.primitive.name
-    at = "/".join(filter(None, (at, str(two.source_info.name_stack))))
+    stack = str(two.source_info.name_stack).split("/")
+    at = "/".join(part for part in (at, *stack) if part and not part.endswith("()"))
     if name in ("scan", "while"):
         return _through_loop(two, three, marks, found, at)
     inside = [list(inner_jaxprs(list(equation.params.values()))) for equation in (two, three)]

@@ -1,0 +1,54 @@
+"""One kernel within a budget, in a process of its own: what XLA says of it, and what it takes."""
+
+import jax
+
+from benchmarks.ntk.cases import CASES, read
+from benchmarks.ntk.worker import Contender, growth, serve
+from lazyjax import estimate, ntk
+from lazyjax.kernels.budgets import fit, peak
+from lazyjax.kernels.computation import check, kernels
+
+
+def make(task: dict) -> Contender:
+    f, data = CASES[task["case"]].f, read(task["data"])
+    params = jax.tree.map(jax.device_put, data.params)
+    x1, x2 = jax.device_put(data.x1), jax.device_put(data.x2)
+
+    def measure() -> dict:
+        fastest = next(iter(estimate(f, params, x1, x2).values())).memory
+        budget = int(task["share"] * fastest)
+        call = check(
+            f,
+            params,
+            x1,
+            x2,
+            reduce=task["reduce"],
+            method="auto",
+            wrt=None,
+            per_leaf=False,
+            outputs=None,
+            batch_size=None,
+            precision="highest",
+        )
+        try:
+            call = fit(call, budget)
+        except ValueError as error:
+            return {"budget": budget / 2**20, "refused": str(error).split(" for this")[0]}
+        compiled = kernels.lower(*call.arrays, options=call.options).compile()
+        inputs = sum(leaf.nbytes for leaf in jax.tree.leaves((params, x1, x2))) / 2**20
+        process = inputs + growth(lambda: jax.block_until_ready(compiled(*call.arrays)))
+        xla = peak(call, call.options) / 2**20
+        return {
+            "budget": budget / 2**20,
+            "xla": xla,
+            "process": process,
+            "options": str(call.options),
+        }
+
+    return Contender(
+        lambda: None, lambda: ntk(f, params, x1, x2), lambda k: k, {"measure": measure}
+    )
+
+
+if __name__ == "__main__":
+    serve(make)

@@ -1,0 +1,63 @@
+"""The rates of this machine, as in `lazyjax.kernels.costs.RATES`: `python -m benchmarks.ntk.rates`
+
+Each is the best of several calls, of one computation that is limited by it.
+"""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from lazyjax.kernels.costs import rates
+
+CALLS = 8
+
+
+def seconds(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
+    """Time one call, the best of `CALLS`."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    found = []
+    for _ in range(CALLS):
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def measured() -> dict[str, float]:
+    """Measure the rates that can be measured."""
+    with jax.default_matmul_precision("highest"):
+        large = jnp.ones((2048, 2048), jnp.float32)
+        products = 2 * 2048**3 / seconds(jnp.matmul, large, large)
+        thin = jnp.ones((32, 2**16), jnp.float32)
+        rate = 2 * 32**2 * 2**16 / seconds(lambda a: a @ a.T, thin)
+        d, a = jnp.ones((32, 10, 64, 16), jnp.float32), jnp.ones((32, 64, 128), jnp.float32)
+        formed = seconds(lambda d, a: jnp.einsum("nksq,nsp->nkqp", d, a), d, a)
+    near = jnp.ones(2**22, jnp.float32)
+    turns = 20
+    loop = seconds(lambda x: jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x) + 0.5, x), near)
+    far = jnp.ones(2**26, jnp.float32)
+    return {
+        "products": products,
+        "rows": 32 * (products / rate - 1),
+        "small": 2 * 32 * 10 * 64 * 16 * 128 / formed,
+        "bytes": turns * near.nbytes / loop,
+        "fresh": far.nbytes / seconds(lambda x: x + 1, far),
+    }
+
+
+def main() -> None:
+    """Print them beside those of the table."""
+    table = Table(title=f"Rates of {jax.default_backend()}, of this machine and of the table")
+    for column in ("rate", "measured", "table"):
+        table.add_column(column, justify="left" if column == "rate" else "right")
+    for name, value in measured().items():
+        table.add_row(name, f"{value:.2g}", f"{getattr(rates(), name):.2g}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

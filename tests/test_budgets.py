@@ -1,0 +1,155 @@
+"""Kernels within a budget of memory, and what they cost before they are computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from lazyjax.kernels import METHODS, estimate, explain, ntk
+from lazyjax.kernels.budgets import bytes_of, fit, peak
+from lazyjax.kernels.computation import check
+from lazyjax.kernels.estimates import explanation
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+PARAMS = {
+    "a": normal(0, 12, 40),
+    "b": normal(1, 40, 40),
+    "bias": normal(2, 1, 40),
+    "c": normal(3, 40, 3),
+}
+X1, X2 = normal(4, 16, 5, 12), normal(5, 11, 5, 12)
+
+
+def model(params, x):
+    """Two hidden layers at five positions, K = 3 outputs."""
+    h = jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"] + params["bias"][None])
+    return h.mean(1) @ params["c"]
+
+
+def call_of(x1=X1, x2=X2, method="auto", reduce="none"):
+    return check(
+        model, PARAMS, x1, x2, reduce=reduce, method=method, wrt=None, per_leaf=False,
+        outputs=None, batch_size=None, precision="highest",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "x2"), [("structured_derivatives", X2), ("jacobian_contraction", None)]
+)
+def test_a_budget_is_kept_to_and_changes_only_rounding(method, x2):
+    whole = ntk(model, PARAMS, X1, x2, method=method)
+    call = call_of(x2=x2, method=method)
+    free = peak(call, call.options)
+    levels = set()
+    for share in (1.0, 0.6, 0.4):
+        try:
+            fitted = fit(call, int(share * free))
+        except ValueError:
+            continue
+        levels.add(fitted.options.level)
+        assert peak(fitted, fitted.options) <= share * free
+        found = ntk(model, PARAMS, X1, x2, method=method, memory=int(share * free))
+        assert found.shape == whole.shape
+        np.testing.assert_allclose(found, whole, rtol=1e-11, atol=1e-11 * np.abs(whole).max())
+    assert 0 in levels
+    assert len(levels) > 1
+
+
+def test_what_cannot_be_kept_to_is_refused_with_the_least_that_would_do():
+    with pytest.raises(
+        ValueError, match=r"`memory` must be at least [0-9.]+KiB .*got 2000"
+    ) as refusal:
+        ntk(model, PARAMS, X1, X2, memory=2000)
+    least = str(refusal.value).split("at least ")[1].split(" ")[0]
+    assert ntk(model, PARAMS, X1, X2, memory=least).shape == (16, 11, 3, 3)
+
+
+def test_a_budget_works_under_jit():
+    found = jax.jit(lambda w, x: ntk(model, w, x, memory="1GiB", reduce="trace"))(PARAMS, X1)
+    np.testing.assert_allclose(found, ntk(model, PARAMS, X1, reduce="trace"), rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 * 2**30), ("1.5 MB", 1_500_000), ("4kib", 4096), ("10", 10), (7, 7), (2.5e3, 2500)],
+)
+def test_amounts_of_memory_are_read(text, size):
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize(
+    ("memory", "error", "message"),
+    [
+        ("much", ValueError, "`memory` must be an amount like '2GiB'.*got 'much'"),
+        ("2 apples", ValueError, "`memory` must be an amount"),
+        ("1.2.3GB", ValueError, "`memory` must be an amount"),
+        (0, ValueError, "`memory` must be an amount.*positive"),
+        (-1.0, ValueError, "`memory` must be an amount"),
+        (float("inf"), ValueError, "`memory` must be an amount"),
+        (None, TypeError, "`memory` must be an amount like"),
+        (True, TypeError, "`memory` must be an amount like"),
+    ],
+)
+def test_what_is_no_amount_of_memory_is_refused(memory, error, message):
+    with pytest.raises(error, match=message):
+        fit(call_of(), memory)
+
+
+def test_the_estimate_of_each_method_is_what_xla_says_of_it_and_its_operations_grow():
+    found = estimate(model, PARAMS, X1, X2)
+    assert set(found) == set(METHODS)
+    for name, one in found.items():
+        compiled = (
+            jax.jit(lambda w, a, b, name=name: ntk(model, w, a, b, method=name))
+            .lower(PARAMS, X1, X2)
+            .compile()
+            .memory_analysis()
+        )
+        inputs = compiled.argument_size_in_bytes + compiled.output_size_in_bytes
+        assert one.memory == pytest.approx(inputs + compiled.temp_size_in_bytes, rel=0.25)
+    twice = estimate(model, PARAMS, jnp.concatenate([X1, X1]), X2)
+    assert all(twice[name].operations > found[name].operations for name in METHODS)
+
+
+def test_a_while_loop_has_an_estimate_for_the_method_in_forward_mode_alone():
+    def f(w, x):
+        step = lambda s: (s[0] + 1, jnp.tanh(s[1] @ w))  # noqa: E731
+        return jax.lax.while_loop(lambda s: s[0] < 3, step, (0, x))[1]
+
+    assert set(estimate(f, normal(0, 4, 4), normal(1, 3, 4))) == {"jacobian_contraction"}
+
+
+def test_the_explanation_has_a_row_for_each_leaf_that_says_how_it_enters():
+    params = {**PARAMS, "scale": jnp.ones((1, 3)), "unused": jnp.ones(2), "steps": jnp.arange(2)}
+    rows = {row.name: row for row in explanation(lambda p, x: model(p, x) * p["scale"], params, X1)}
+    assert set(rows) == set(params)
+    assert rows["a"].enters == "matrix product, 5 positions"
+    assert rows["bias"].enters == "the bias of b"
+    assert (rows["scale"].enters, rows["scale"].rule) == ("mul", "plain Jacobian")
+    assert (rows["unused"].rule, rows["steps"].rule) == ("zero", "constant")
+    assert rows["b"].operations > rows["bias"].operations > rows["unused"].operations == 0
+
+
+def test_a_weight_of_several_uses_and_of_scanned_layers_is_explained():
+    def f(p, x):
+        h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["stack"])[0]
+        return jnp.tanh(h @ p["tied"]) @ p["tied"].T
+
+    rows = explanation(f, {"stack": normal(0, 3, 4, 4), "tied": normal(1, 4, 2)}, normal(2, 3, 4))
+    found = {row.name: row.enters for row in rows}
+    assert found["stack"] == "matrix product, 3 in parallel"
+    assert found["tied"] == "matrix product, 2 times, 1 of them transposed"
+
+
+def test_the_table_is_printed_and_says_that_arrays_of_f_are_constants(capsys):
+    explain(model, PARAMS, X1)
+    assert "constants" not in capsys.readouterr().out
+    explain(Partial(lambda mean, p, x: model(p, x - mean), jnp.ones((1, 1, 12))), PARAMS, X1)
+    printed = capsys.readouterr().out
+    assert "constants (batch statistics" in printed
+    assert all(name in printed for name in PARAMS)
