@@ -430,7 +430,7 @@ def _wrapped(new: Weights, kind: str, spec: Layer, h: Any) -> Made:
     trial = Weights()
     names, apply = _made(trial, kind, spec, h)
     same = jax.eval_shape(apply, look_up(trial.arrays, names), h).shape == h.shape
-    stacked = same and names is not None and spec.wrap.startswith("scan")
+    stacked = same and jax.tree.leaves(names) and spec.wrap.startswith("scan")
     names, apply = _made(new.stacked if stacked else new, kind, spec, h)
     fits = same and (stacked or not spec.wrap.startswith("scan"))
     return names, WRAPS_OF_THE_SAME_SHAPE[spec.wrap](apply) if fits else apply

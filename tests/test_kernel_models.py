@@ -7,9 +7,8 @@ from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from kernel_models import MODELS, ROUNDED
+from kernel_models import MODELS
 from kernel_reference import (
     check_leaves,
     check_symmetric,
@@ -76,33 +75,3 @@ def test_the_kernel_of_every_model_is_that_of_its_dense_jacobian(name, method):
     check_leaves(leaves, leaf_kernels(j1, j2))
     check_whole(whole, leaf_kernels(j1, j1))
     check_symmetric(whole)
-
-
-def in_float64(tree):
-    return jax.tree.map(
-        lambda a: a.astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
-    )
-
-
-@lru_cache(1)
-def rounded_case_of(name):
-    """Give a case in its own dtypes and its Jacobians in float64."""
-    case = ROUNDED[name]()
-    params, x1, x2 = in_float64((case.params, case.x1, case.x2))
-    return case, jacobians(case.f, params, x1), jacobians(case.f, params, x2)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ROUNDED)
-def test_in_float32_the_kernel_is_that_of_float64_to_rounding(name, method):
-    case, j1, j2 = rounded_case_of(name)
-
-    def kernel(params, x1, x2):
-        return ntk(case.f, params, x1, x2, method=method)
-
-    arguments = case.params, case.x1, case.x2
-    if method == "structured_derivatives":  # as it is compiled for everyone
-        found = jax.tree.map(np.asarray, kernel(*arguments))
-    else:
-        found = quickly(kernel, *arguments)
-    check_whole(found, leaf_kernels(j1, j2), 1e-5)

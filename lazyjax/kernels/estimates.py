@@ -110,10 +110,10 @@ _PRODUCTS = {
     "gather": "rows by index",
 }
 _RULES = {
-    "jacobian": "its Jacobian, from the factors",
-    "slices": "its Jacobian, in slices",
-    "gram": "Grams of a and d",
-    "apply": "Gram of a, applied to d",
+    "jacobian": "Jacobian, formed once",
+    "slices": "Jacobian, in slices",
+    "gram": "two Grams",
+    "apply": "Gram of a, on d",
 }
 
 
@@ -183,7 +183,7 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
             if part.bias is not None:
                 share = float(shape.b * shape.s**2 if order in ("gram", "apply") else shape.q)
                 name, of = named[part.bias]
-                _add(rows, Leaf(name, of, "the bias of " + named[part.leaf][0], "with it", share))
+                _add(rows, Leaf(name, of, "the bias of " + named[part.leaf][0], "as that", share))
         for leaf, why in found.structure.plain.items():
             name, shape = named[leaf]
             size = float(task.pairs * math.prod(shape))

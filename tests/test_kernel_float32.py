@@ -1,0 +1,48 @@
+"""In float32 every method is right to rounding: nothing is lost on the way but the last digits."""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel_models import ROUNDED
+from kernel_reference import check_whole, jacobians, leaf_kernels, quickly
+
+from lazyjax.kernels import METHODS, ntk
+
+
+@pytest.fixture(autouse=True)
+def _flax_layers_promote_their_biases():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def in_float64(tree):
+    return jax.tree.map(
+        lambda a: a.astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
+
+
+@lru_cache(1)
+def rounded_case_of(name):
+    """Give a case in its own dtypes and its Jacobians in float64."""
+    case = ROUNDED[name]()
+    params, x1, x2 = in_float64((case.params, case.x1, case.x2))
+    return case, jacobians(case.f, params, x1), jacobians(case.f, params, x2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ROUNDED)
+def test_in_float32_the_kernel_is_that_of_float64_to_rounding(name, method):
+    case, j1, j2 = rounded_case_of(name)
+
+    def kernel(params, x1, x2):
+        return ntk(case.f, params, x1, x2, method=method)
+
+    arguments = case.params, case.x1, case.x2
+    if method == "structured_derivatives" and "transformer" in name:  # compiled as for everyone
+        found = jax.tree.map(np.asarray, kernel(*arguments))
+    else:
+        found = quickly(kernel, *arguments)
+    check_whole(found, leaf_kernels(j1, j2), 1e-5)
