@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,12 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from lazyjax.kernels import METHODS
+from lazyjax.kernels.orders import ORDERS
+
 # these programs run once: compiling them costs more than anything that they do
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+
+
+STRUCTURED = METHODS["structured_derivatives"]
+ORDERED = {
+    f"structured_derivatives by {order}": STRUCTURED._replace(
+        engine=partial(STRUCTURED.engine, order=order)
+    )
+    for order in ORDERS
+}
+"""Rows for `METHODS` that contract every part in one order, where that admits it."""
 
 
 def quickly(f: Callable, *arguments: Any) -> Any:

@@ -452,14 +452,16 @@ def kind_of(ndim: int) -> str:
     return {2: "vector", 3: "sequence", 4: "image"}[ndim]
 
 
-def build(net: Net) -> Case:
-    """Make the weights and the function of a model, and three examples and two."""
+def build(net: Net, n1: int, n2: int | None) -> Case:
+    """Make the weights and the function of a model, and n1 examples and n2."""
     tokens = net.layers[0].name == "embedding"
-    if tokens:
-        rng = np.random.default_rng(0)
-        x1, x2 = (rng.integers(0, VOCABULARY, (n, *net.x)) for n in (3, 2))
-    else:
-        x1, x2 = normal(100, 3, *net.x), normal(101, 2, *net.x)
+
+    def examples(seed: int, n: int) -> np.ndarray:
+        if tokens:
+            return np.random.default_rng(seed).integers(0, VOCABULARY, (n, *net.x))
+        return normal(seed, n, *net.x)
+
+    x1, x2 = examples(100, n1), None if n2 is None else examples(101, n2)
     new = Weights()
     steps = []
     h = jax.ShapeDtypeStruct(x1.shape, x1.dtype)

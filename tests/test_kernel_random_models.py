@@ -1,49 +1,67 @@
 """The kernel of a model that nobody thought of is that of its dense Jacobian."""
 
 from typing import NamedTuple
+from unittest.mock import patch
 
 import jax
 import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kernel_reference import check_leaves, check_whole, jacobians, leaf_kernels, quickly, reduced
+from kernel_reference import (
+    ORDERED,
+    check_leaves,
+    check_symmetric,
+    check_whole,
+    jacobians,
+    leaf_kernels,
+    quickly,
+    reduced,
+)
 from random_models import build, nets
 
 from lazyjax.kernels import METHODS, REDUCTIONS, ntk
+from lazyjax.kernels.costs import RATES, rates
+
+DEFAULT = "structured_derivatives"
 
 
 class Call(NamedTuple):
     method: str
     reduce: str
     per_leaf: bool
-    two_batches: bool  # x2 is given
-    two_outputs: bool  # `outputs` is: the last and the first
+    n1: int
+    n2: int | None  # None: without x2
+    outputs: str
     batch_size: int | tuple[int, int] | None
+    cache: int  # bytes, by which work is cut to slices and tiles
 
 
 CALLS = st.builds(
     Call,
-    st.sampled_from([*["structured_derivatives"] * 4, *list(METHODS)[1:], "auto"]),
-    st.sampled_from(REDUCTIONS),
-    st.booleans(),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([None, 2, (2, 1)]),
+    method=st.sampled_from([DEFAULT, DEFAULT, *ORDERED, *METHODS, "auto"]),
+    reduce=st.sampled_from(REDUCTIONS),
+    per_leaf=st.booleans(),
+    n1=st.sampled_from([3, 61]),
+    n2=st.sampled_from([None, 2]),
+    outputs=st.sampled_from(["all", "the last and the first"]),
+    batch_size=st.sampled_from([None, 2, (2, 1), 40]),
+    cache=st.sampled_from([2**23, 2**11]),
 )
 
 
 @given(nets(), CALLS)
 def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
     with jax.numpy_rank_promotion("allow"):
-        f, params, x1, x2 = build(net)
-        (j,) = jacobians(f, params, np.concatenate([x1, x2]))
-        outputs = None
-        if call.two_outputs:
-            j = [leaf.reshape(5, -1, leaf.shape[-1]) for leaf in j]
-            outputs = sorted({j[0].shape[1] - 1, 0}, reverse=True)
-            j = [leaf[:, outputs] for leaf in j]
-        j1 = [leaf[:3] for leaf in j]
-        j2 = [leaf[3:] for leaf in j] if call.two_batches else j1
+        f, params, x1, x2 = build(net, call.n1, call.n2)
+        both = x1 if x2 is None else np.concatenate([x1, x2])
+        (j,) = jacobians(f, params, both)
+        chosen = None
+        if call.outputs != "all":
+            j = [leaf.reshape(len(both), -1, leaf.shape[-1]) for leaf in j]
+            chosen = sorted({0, j[0].shape[1] - 1}, reverse=True)
+            j = [leaf[:, chosen] for leaf in j]
+        j1 = [leaf[: call.n1] for leaf in j]
+        j2 = [leaf[call.n1 :] for leaf in j] if call.n2 else j1
         (leaves,) = leaf_kernels([j1], [j2])
         expected = [[reduced(leaf, call.reduce) for leaf in leaves]]
         assume(np.any(sum(expected[0])))
@@ -57,12 +75,17 @@ def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
                 reduce=call.reduce,
                 method=call.method,
                 per_leaf=call.per_leaf,
-                outputs=outputs,
+                outputs=chosen,
                 batch_size=call.batch_size,
             )
 
-        found = quickly(kernel, params, x1, x2 if call.two_batches else None)
+        rows = {call.method: ORDERED[call.method]} if call.method in ORDERED else {}
+        tight = {jax.default_backend(): rates()._replace(cache=call.cache)}
+        with patch.dict(METHODS, rows), patch.dict(RATES, tight):
+            found = quickly(kernel, params, x1, x2)
         if call.per_leaf:
             check_leaves(found, expected)
         else:
             check_whole(found, expected)
+        if call.n2 is None and call.reduce == "none":
+            check_symmetric(found)

@@ -19,6 +19,7 @@ from lazyjax.kernels.arguments import (
     output_shapes,
     same_examples,
 )
+from lazyjax.kernels.batches import check_examples
 from lazyjax.kernels.blocks import assemble, choose_blocks, passes
 from lazyjax.kernels.methods import METHODS, REDUCTIONS, Engine, Kernels, Task, cheapest
 from lazyjax.types import ModelFunction, Params
@@ -78,6 +79,7 @@ def check(
     mask = differentiated(params, wrt)
     options = Options(reduce, method, mask, per_leaf, check_batch_size(batch_size), precision)
     index = chosen_outputs(outputs, output_shapes(f, params, x1))
+    check_examples(f, params, x1)
     return Call(f, params, x1, x2, index, options)
 
 

@@ -34,10 +34,11 @@ def ntk(
     ----------
     f : ModelFunction
         `f(params, x) -> y (N, *out)`; K = prod(out). A `jax.tree_util.Partial` keeps its arrays out
-        of the compiled code. Each example is evaluated alone, as a batch of one, so examples must
-        not see each other (batch normalisation in training mode does).
+        of the compiled code. Each example is evaluated alone, as a batch of one; a model whose
+        examples see each other, or whose dropout is on, is refused.
     params : pytree
-        Leaves that are no floats are constants.
+        Leaves that are no floats are constants, and so is whatever `f` holds itself: the running
+        statistics of a batch normalisation in evaluation mode, for one.
     x1 : array (N1, ...) or pytree, batch on axis 0 of every leaf
     x2 : array (N2, ...) or pytree, optional
         None is x1 again, and the kernel is then symmetric to the last bit.
@@ -46,15 +47,25 @@ def ntk(
         of the diagonal, (1/K) sum_k Theta_kk, `"sum"` the kernel of the sum of the outputs over
         sqrt(K), (1/K) sum_kl Theta_kl. All but the first never form the K x K outputs.
     method : str
-        A row of `METHODS`, or `"auto"`: the one with fewer operations (see Notes).
+        A row of `METHODS`, or `"auto"`: the fastest by the operations and bytes counted (Notes).
+    wrt : callable or pytree of bool, optional
+        What is differentiated: leaves whose path (`Dense_0/kernel`) the function says True of, or a
+        mask, which may be a prefix of `params`. What is left out costs nothing.
+    per_leaf : bool
+        Whether to give a kernel for each leaf, in a tree like `params`, None for constants. They
+        add up to the whole kernel.
     outputs : sequence of distinct ints, optional
         Indices into the flattened out, from 0. The kernel is then that of a model with these
         outputs alone: out = (len(outputs),), means are over those, and only they are
         differentiated. For a pytree output, the same indices in every leaf.
     batch_size : int or pair of int, optional
-        Examples of x1 and of x2 in a block, at most; memory for Jacobians is that of two blocks. It
-        need not divide N, and changes nothing but rounding in the result. Without x2 blocks are
+        Examples of x1 and of x2 in a tile, at most. It need not divide N; features of an example
+        are computed once whatever it is, and it changes nothing but rounding. Without x2 tiles are
         square, of the smaller size.
+    memory : str or number of bytes, optional
+        A budget like `"2GiB"` for parameters, inputs, temporaries and kernel, as XLA counts them.
+        Method and blocks are chosen to keep to it, which compiles a few ways to do it, once for
+        each kind of arguments.
     precision : str
         Of every product on the way, the model's own included, as in
         `jax.default_matmul_precision`. The default of a GPU costs the kernel its symmetry and
@@ -64,26 +75,33 @@ def ntk(
     -------
     array, or a pytree of them for a pytree output (one a leaf, no blocks across leaves)
         `(N1, N2, *out, *out)`, `(N1, N2, *out)` for "diagonal", `(N1, N2)` for "trace" and "sum".
-        Its dtype is that of y.
+        Its dtype is that of y. With `per_leaf`, a tree of these in the place of each.
 
     Raises
     ------
     TypeError
-        If `f` is not callable, `params` or `y` is complex, `y` holds no floats, or `outputs` or
-        `batch_size` is not made of whole numbers.
+        If `f` is not callable, `params` or `y` is complex, `y` holds no floats, `wrt` says anything
+        but True or False, `outputs` or `batch_size` is not made of whole numbers, or `memory` is no
+        amount.
     ValueError
         If `params` has nothing to differentiate by, does not fit `x1`, or `x2` does not fit `x1`;
-        if a batch is empty; if `f` keeps no batch on axis 0, has no derivative, or has forward mode
-        only under "ntk_vector_products"; if `reduce`, `method` or `precision` is unknown; if
-        `outputs` is empty, out of range or repeats itself; if `batch_size` is below 1 or no pair.
+        if a batch is empty; if `f` keeps no batch on axis 0, lets examples see each other, is
+        random, has no derivative, or has forward mode only under a method that needs reverse mode;
+        if `reduce`, `method` or `precision` is unknown; if `wrt` does not fit or leaves nothing; if
+        `outputs` is empty, out of range or repeats itself; if `batch_size` is below 1 or no pair;
+        if `memory` is no amount, or too little: the message says what would do.
 
     Notes
     -----
     No 1/N and no 1/P: with the parameters of a standard network the kernel grows with its width.
-    With F operations for one evaluation of one example, P parameters and N examples on each side,
-    Jacobian contraction takes about 2 N K F + N^2 K^2 P (K instead of K^2 unless reduce="none"; 1
-    for "sum") and NTK-vector products 2 N^2 K F. "auto" counts F in the jaxpr and takes the
-    smaller; only contraction works without reverse mode (`while`), then by P columns.
+    For a leaf that enters by products, J_k = sum_s a_s (x) d_ks with a_s the input of the product
+    at position s and d_ks the derivative of output k by the product there. Its kernel is contracted
+    from these factors in the order that is fastest for their sizes; `explain` tells which. With F
+    operations for one evaluation of one example, P parameters and N examples on each side, Jacobian
+    contraction takes about 4 N K F + N^2 K^2 P (K instead of K^2 unless reduce="none"; 1 for "sum")
+    and NTK-vector products 4 N^2 K F. "auto" counts all in the jaxpr, weighed by the rates of
+    the backend (`lazyjax.kernels.costs.RATES`), never by a clock; only contraction works without
+    reverse mode (`while`), then by P columns.
     Works under `jit`, `vmap` over params, and is differentiable by them.
 
     References
