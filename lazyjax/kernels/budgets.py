@@ -64,6 +64,11 @@ def _abstract(structure: Any, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
 def _peak(structure: Any, shapes: tuple[Any, ...], options: Options, backend: str) -> int:
     compiled = kernels.lower(*_abstract(structure, shapes), options=options).compile()
     analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            f"`memory` needs a backend on which XLA tells what code needs, got {backend}. "
+            "Use `batch_size`."
+        )
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -95,11 +100,12 @@ def _candidates(
     found: list[Candidate] = []
 
     def trace(*arrays: Any) -> None:
-        every = jobs(Call(*arrays, options))
+        f, params, x1, x2, outputs = arrays
+        every = jobs(Call(f, params, x1, x2, outputs, options))
         for name, method in METHODS.items():
             if method.needs_reverse and not all(job.model.reverse for job in every):
                 continue
-            engines = [engine_of(job, arrays[2], name) for job in every]
+            engines = [engine_of(job, x1, name) for job in every]
             operations = sum(engine.operations for engine in engines)
             found.append(Candidate(name, operations, sum(engine.seconds for engine in engines)))
 
@@ -130,7 +136,7 @@ def fit(call: Call, memory: int | float | str) -> Call:
     TypeError
         If `memory` is neither a string nor a number.
     ValueError
-        If it is no amount, or nothing fits; the message says what would.
+        If it is no amount, or nothing fits (the message says what would), or XLA does not tell.
     """
     budget = bytes_of(memory)
     asked = call.options.method

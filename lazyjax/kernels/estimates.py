@@ -178,8 +178,8 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
         for part, shape, order in zip(found.parts, found.shapes, found.orders, strict=True):
             cost = ORDERS[order].cost(shape, task.reduce).pair
             enters = _uses(found, part, shape)
-            if part.leaf is not None:
-                _add(rows, Leaf(*named[part.leaf], enters, _RULES[order], cost))
+            assert part.leaf is not None  # a bias is a part of its own only where leaves are apart
+            _add(rows, Leaf(*named[part.leaf], enters, _RULES[order], cost))
             if part.bias is not None:
                 share = float(shape.b * shape.s**2 if order in ("gram", "apply") else shape.q)
                 name, of = named[part.bias]

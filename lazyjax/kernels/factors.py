@@ -14,10 +14,10 @@ from lazyjax.kernels.walk import Part, Place, Structure
 class Factors(NamedTuple):
     """The factors of a part, for a batch of examples n and outputs k."""
 
-    a: jax.Array | None  # (n, b, s, p), or tokens (n, s)
-    d: jax.Array | None  # (n, k, b, s, q)
-    a_swapped: jax.Array | None = None  # (n, b, s, q)
-    d_swapped: jax.Array | None = None  # (n, k, b, s, p)
+    a: Any  # (n, b, s, p), or tokens (n, s)
+    d: Any  # (n, k, b, s, q)
+    a_swapped: Any = None  # (n, b, s, q)
+    d_swapped: Any = None  # (n, k, b, s, p)
 
 
 class Shape(NamedTuple):
@@ -72,7 +72,7 @@ def factors(
 ) -> Factors:
     """Gather the factors of a part of one example, its uses along the positions."""
 
-    def gather(places: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    def gather(places: Any) -> tuple[Any, Any]:
         chosen = [(uses[place][number], place, number) for place, number in places]
         if not chosen:
             return None, None
@@ -83,7 +83,6 @@ def factors(
 
     a, cotangents = gather(part.straight)
     if part.leaf is None:  # a bias alone, by which the product has the derivative 1
-        assert cotangents is not None
         use = first_use(part, uses)
         a = jnp.full((*cotangents.shape[1:3], 1), 1 / use.view.factor, dtype)
     return Factors(a, cotangents, *gather(part.swapped))

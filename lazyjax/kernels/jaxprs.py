@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Literal
 
 INLINE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
@@ -39,7 +40,7 @@ def evaluate(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]
         effects=equation.effects,
         debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
     )
-    return jax.core.eval_jaxpr(alone, (), *map(read, inputs))
+    return eval_jaxpr(alone, (), *map(read, inputs))
 
 
 def rescan(

@@ -25,8 +25,6 @@ _PANELS = 8  # of a symmetric kernel: nearly half of it is saved
 def jacobian_of(f: Factors, shape: Shape) -> jax.Array:
     """Give J (k, P) of one example, without the bias."""
     a, d = f.a, f.d
-    assert a is not None
-    assert d is not None
     if shape.tokens:
         summed = jax.vmap(lambda d: jax.ops.segment_sum(d, a, num_segments=shape.tokens))(d[:, 0])
         return summed.reshape(shape.outputs, -1)
@@ -154,8 +152,7 @@ def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Panels:
 
 def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
     """Form the Jacobians slice by slice, over b and q, and multiply them."""
-    assert f1.d is not None
-    n = f1.d.shape[0] + (0 if f2 is None else f2.d.shape[0])  # type: ignore[union-attr]
+    n = f1.d.shape[0] + (0 if f2 is None else f2.d.shape[0])
     count, size = _slices(shape.q, n * shape.outputs * shape.p, f1.d.dtype.itemsize)
 
     def formed(f: Factors) -> Callable[[Any], jax.Array]:
@@ -302,7 +299,7 @@ def _apply_cost(s: Shape, reduce: str) -> Cost:
 class Order(NamedTuple):
     """A row of `ORDERS`."""
 
-    contract: Callable[[Any, Any, Shape, str], Panels]
+    contract: Callable[[Any, Any, Any, str], Panels]
     cost: Callable[[Shape, str], Cost]
     admits: Callable[[Shape], bool]
 

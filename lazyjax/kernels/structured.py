@@ -138,7 +138,6 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
         ):
             own = factors(part, structure.uses, kept, d, dtype)
             if order in THROUGH_J and shape.bias:  # by which the product has the derivative 1
-                assert own.d is not None
                 assert part.bias is not None
                 scale = first_use(part, structure.uses).view.factor
                 bias = jnp.sum(own.d, 2).reshape(y.size, -1) / scale

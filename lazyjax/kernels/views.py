@@ -87,7 +87,7 @@ def _reshape(view: View, settings: dict[str, Any], _: Any) -> View | None:
         return None
     atoms = tuple(atom for axis in view.axes if axis for atom in axis)
     axes = split(atoms, settings["new_sizes"])
-    return axes and view._replace(axes=axes)
+    return None if axes is None else view._replace(axes=axes)
 
 
 def _transpose(view: View, settings: dict[str, Any], _: Any) -> View:
