@@ -84,6 +84,7 @@ def hidden(g):
 
 
 wrong("batch norm by hand", "reduce_sum along the batch", hidden(standardize))
+wrong("batch norm without an epsilon", "reduce_sum", hidden(lambda h: (h - h.mean(0)) / h.std(0)))
 wrong("a softmax over the batch", "reduce_max along", hidden(lambda h: softmax(h, 0)))
 wrong("less the mean over the batch", "reduce_sum", hidden(lambda h: h - h.mean(0)))
 wrong("the sum over the batch", "reduce_sum", hidden(lambda h: jnp.broadcast_to(h.sum(0), h.shape)))
@@ -96,6 +97,11 @@ wrong("examples in order", "sort", hidden(lambda h: jnp.sort(h, 0)))
 wrong("examples reversed", "rev", hidden(lambda h: h[::-1]))
 wrong("the next example", "slice", hidden(lambda h: jnp.roll(h, 1, 0)))
 wrong("less the first example", "slice", hidden(lambda h: h - h[:1]))
+wrong(
+    "examples in another order",
+    "gather along the batch",
+    hidden(lambda h: jnp.take(h, (jnp.arange(len(h)) + 1) % len(h), 0)),
+)
 wrong(
     "less the first example, by a gather",
     "gather",
@@ -134,6 +140,12 @@ wrong(
     hidden(jax.vmap(lambda h: h - lax.pmean(h, "batch"), axis_name="batch")),
 )
 wrong("divided by the size of the batch", "div", lambda p, x: mlp(p, x) / len(x), rule=SIZE)
+wrong(
+    "divided by the size of the batch, and a suspect before",
+    "div",
+    lambda p, x: (mlp(p, x) + 0 * mlp(p, x).sum(0)) / len(x),
+    rule=SIZE,
+)
 wrong(
     "divided by the number of inputs",
     "div",
@@ -305,6 +317,12 @@ def head_of_zeros():
     return case._replace(params={**case.params, "c": jnp.zeros((3, 2))})
 
 
+def over_a_root():
+    params = {**weights(MLP), "v": jnp.ones(5)}
+    f = lambda p, x: hidden(lambda h: standardize(h) / jnp.sqrt(p["v"]))(p, x)  # noqa: E731
+    return Case(f, params, examples((4,))[0], OTHERS.format("reduce_sum"))
+
+
 def equal_examples(n, fill):
     case = WRONG["batch norm by hand"]()
     return case._replace(x=jnp.full((n, 4), fill))
@@ -315,6 +333,7 @@ WRONG |= {
     "Flax dropout that is on": flax_drop,
     "dropout by a key among the parameters": key_in_params,
     "a centered model, zero at its anchor": centered,
+    "a parameter under a root": over_a_root,
     "behind a head of zeros": head_of_zeros,
     "in float32": partial(of_type, jnp.float32),
     "in bfloat16": partial(of_type, jnp.bfloat16),
@@ -500,11 +519,26 @@ def until_all(p, x):
     return lax.while_loop(lambda s: s[1] > 1e-4, body, (x, jnp.inf))[0]
 
 
-@right("chaos in float32", x=(8,), a=(8, 8))
+def rounded(h, dtype):
+    """Give what rounding does that depends on the position and on the size of the batch."""
+    digits = jnp.finfo(dtype).eps * (jnp.arange(len(h)) + len(h))
+    return h.astype(dtype) * (1 + digits[:, None]).astype(dtype)
+
+
+@right("rounding that chaos makes large", a=(4, 4))
 def chaos(p, x):
-    w = 4 * p["a"].astype(jnp.float32)
-    h = lax.fori_loop(0, 300, lambda i, h: jnp.sin(h @ w), x.astype(jnp.float32)[::-1])[::-1]
+    return lax.fori_loop(0, 100, lambda i, h: jnp.sin(4 * rounded(h, jnp.float64) @ p["a"]), x)
+
+
+@right("a deep model whose rounding is that of bfloat16", a=(4, 4))
+def deep_and_coarse(p, x):
+    h = lax.fori_loop(0, 3, lambda i, h: tanh(rounded(h, jnp.bfloat16) @ p["a"]), x)
     return h.astype(x.dtype)
+
+
+@right("a change that is lost in rounding")
+def lost(p, x):
+    return mlp(p, x) + 1e15 + 0.1 * jnp.arange(len(x))[:, None]
 
 
 def flax(module):

@@ -175,15 +175,15 @@ def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) ->
     a, b = 0, 1
     ab, aa, bb = change(a, b), change(a, a), change(b, b)
     ys, epsilon = outputs(1, a, b), _epsilon(two.jaxpr)
-    near, floors = max(0.03, epsilon**0.5), [8 * epsilon * _norm(y) for y in ys]
-    if _far(ab[a], aa[a], near, floors) or _far(ab[b], bb[b], near, floors):
+    floors = [8 * epsilon * _norm(y) for y in ys]
+    if _far(ab[a], aa[a], 0.03, floors) or _far(ab[b], bb[b], 0.03, floors):
         return "others"
     noises = _less(outputs(1 + 4 * epsilon, a, b), ys)
     floors = [epsilon**0.5 * _norm(y) + 4 * _norm(v) for y, v in zip(ys, noises, strict=True)]
-    if _far(aa[0], aa[1], near, floors) or _far(bb[0], bb[1], near, floors):
+    if _far(aa[0], aa[1], 0.03, floors) or _far(bb[0], bb[1], 0.03, floors):
         return "position"
-    near, aba = max(0.1, epsilon**0.25), change(a, b, a)
-    return "size" if any(_far(ab[i], aba[i], near, floors) for i in (a, b)) else None
+    aba = change(a, b, a)
+    return "size" if any(_far(ab[i], aba[i], 0.1, floors) for i in (a, b)) else None
 
 
 def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:

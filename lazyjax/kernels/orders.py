@@ -16,7 +16,7 @@ from lazyjax.kernels.factors import Factors, Shape
 
 _LEAST_WIDTH = 256  # of a slice of the parameters, so that the product of two is worth its call
 _LEAST_ROWS = 80  # of a panel, likewise
-_PANELS = 8  # of a symmetric kernel: nearly half of it is saved
+_PANELS = 6  # of a symmetric kernel: nearly half of it is saved
 
 
 # --- through Jacobians -------------------------------------------------------------------------
