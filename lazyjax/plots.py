@@ -111,21 +111,23 @@ def functions(
     Figure
         Three panels: before training, networks after it, tangent models and closed form after it.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), sharey=True)
+    start, end = (np.nanmax(np.abs(arrays["network_grid"][:, when])) for when in (0, -1))
+    apart = bool(start > 5 * end)  # a wild start would make lines of what was learned
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), sharey=not apart)
     grid = arrays["grid_x"][:, 0]
     panels = (
         ("before training", (("network", 0),)),
         ("networks after training", (("network", -1),)),
         ("tangent models after training", (("tangent", -1), ("closed", -1))),
     )
-    drawn = []
-    for ax, (title, curves) in zip(axes, panels, strict=True):
+    drawn: list[list[np.ndarray]] = [[], [], []]
+    for ax, values_of, (title, curves) in zip(axes, drawn, panels, strict=True):
         if target_values is not None:
             target(ax, arrays["grid_x"], np.asarray(target_values))
         for model, when in curves:
             for i in range(_members(arrays)):
                 values = arrays[f"{model}_grid"][i, when, :, 0]
-                drawn.append(values)
+                values_of.append(values)
                 ax.plot(
                     grid,
                     values,
@@ -138,7 +140,8 @@ def functions(
         ax.set(title=title, xlabel="x")
         ax.xaxis.set_major_locator(MaxNLocator(5))
     whole = [arrays["y"]] + ([] if target_values is None else [np.asarray(target_values)])
-    _shared_range(axes, drawn, whole)
+    for i in (slice(1), slice(1, 2), slice(2, 3)) if apart else (slice(3),):
+        _shared_range(axes[i], [v for values in drawn[i] for v in values], whole)
     axes[0].set_ylabel("f(w, x)")
     handles = [
         Line2D([], [], marker="x", linestyle="", color="black", label="data"),

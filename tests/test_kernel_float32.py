@@ -13,8 +13,9 @@ from lazyjax.kernels import METHODS, ntk
 
 
 @pytest.fixture(autouse=True)
-def _flax_layers_promote_their_biases():
-    with jax.numpy_rank_promotion("allow"):
+def _settings():
+    """Flax layers promote their biases; no keys are used, and to check them takes time."""
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         yield
 
 

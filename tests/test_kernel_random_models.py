@@ -51,7 +51,7 @@ CALLS = st.builds(
 
 @given(nets(), CALLS)
 def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
-    with jax.numpy_rank_promotion("allow"):
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         f, params, x1, x2 = build(net, call.n1, call.n2)
         both = x1 if x2 is None else np.concatenate([x1, x2])
         (j,) = jacobians(f, params, both)
