@@ -47,9 +47,12 @@ def reference(reduce, outputs=None, x2=None, f=model, params=PARAMS):
     }[reduce]
 
 
-@pytest.mark.parametrize("batch_size", [None, (4, 3)])
 @pytest.mark.parametrize("x2", [None, X2], ids=["x1 with itself", "x1 with x2"])
-@pytest.mark.parametrize("outputs", [None, (2, 0)], ids=["all outputs", "two outputs"])
+@pytest.mark.parametrize(
+    ("outputs", "batch_size"),
+    [(None, None), ((2, 0), (4, 3))],
+    ids=["all outputs", "two outputs in blocks"],
+)
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_the_dense_jacobian(method, reduce, outputs, x2, batch_size):

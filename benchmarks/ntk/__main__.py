@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ntk import cases, environment
-from benchmarks.ntk.race import Entry, Run, Setting, race
+from benchmarks.ntk.race import RIVALS, Entry, Run, Setting, race
 
 NOTES = """\
 Seconds of one call. Over ours: the rival's seconds over ours, the median of the pairs, or of single
@@ -50,6 +50,8 @@ class Config:
     """The folder of the environment of neural-tangents; made if it is not there."""
     only_ours: bool = False
     """No rivals."""
+    against: tuple[str, ...] = ()
+    """Rivals by name, as in the tables; all of them if none is named."""
     quick: bool = False
     """Tiny sizes: does everything run?"""
     limit: float = 180.0
@@ -202,6 +204,10 @@ def main(config: Config) -> None:
         raise SystemExit(f"--cases must be some of {', '.join(cases.CASES)}, got {unknown}")
     for end in (signal.SIGINT, signal.SIGTERM):  # both stop the workers and print what there is
         signal.signal(end, signal.default_int_handler)
+    strangers = set(config.against) - {rival.name for rival in RIVALS}
+    if strangers:
+        names = ", ".join(rival.name for rival in RIVALS)
+        raise SystemExit(f"--against must be some of {names}, got {strangers}")
     console = Console(width=124)
     if config.rivals is not None and not config.only_ours:
         environment.prepare(config.rivals)
@@ -213,6 +219,7 @@ def main(config: Config) -> None:
             quick=config.quick,
             rivals=config.rivals and config.rivals.absolute(),
             only_ours=config.only_ours,
+            against=config.against,
         )
         results = _measure(config, run, console)
     if results:

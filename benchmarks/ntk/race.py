@@ -98,10 +98,13 @@ class Run:
     quick: bool
     rivals: Path | None  # the environment of neural-tangents
     only_ours: bool
+    against: tuple[str, ...] = ()  # names; all rivals if there is none
 
     def contenders(self, setting: Setting) -> Iterator[Contender]:
         """Give the rivals that can do a setting."""
         for rival in () if self.only_ours else RIVALS:
+            if self.against and rival.name not in self.against:
+                continue
             full = setting.symmetric and setting.reduce == "none"
             if setting.case not in rival.cases or (rival.only_symmetric_full and not full):
                 continue

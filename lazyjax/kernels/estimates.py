@@ -250,8 +250,11 @@ def explain(
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> params = {"w": jnp.ones((2, 3)), "scale": jnp.ones(3)}
-    >>> explain(lambda p, x: jnp.tanh(x @ p["w"]) * p["scale"], params, jnp.ones((4, 2)))
+    >>> params = {"w": jnp.ones((2, 3)), "scale": jnp.ones((1, 3))}
+    >>> f = lambda p, x: jnp.tanh(x @ p["w"]) * p["scale"]
+    >>> explain(f, params, jnp.ones((4, 2)))  # doctest: +ELLIPSIS
+    The kernel, leaf by leaf...
+    ...
     """
     rows = explanation(f, params, x, reduce=reduce, wrt=wrt, outputs=outputs)
     whole = sum(row.operations for row in rows) or 1.0

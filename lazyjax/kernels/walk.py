@@ -179,7 +179,9 @@ def _parts_of_leaf(
                 return None
         alone = len(group) == 1
         bias = biases.get(group[0][0]) if alone else None
-        tokens = group[0][2].tokens if all(use.tokens for _, _, use in group) else 0
+        # where a table is stacked (shared), its lookups are one-hot vectors like any other factor
+        short = not shared and all(use.tokens for _, _, use in group)
+        tokens = group[0][2].tokens if short else 0
         if swapped and tokens:
             return None
         parts.append(
