@@ -1,4 +1,3 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,35 +113,6 @@ def by_while(params, x):
     return h @ params["c"]
 
 
-def by_scan(params, x):
-    h = x @ params["a"] @ params["b"]
-    return jax.lax.scan(lambda h, _: (jnp.tanh(h), None), h, length=3)[0] @ params["c"]
-
-
-SAME = {
-    "custom_vjp": (lambda w, x: sine(model(w, x)), lambda w, x: jnp.sin(model(w, x))),
-    "a while loop": (by_while, by_scan),
-    "scan": (by_scan, lambda w, x: jnp.tanh(jnp.tanh(jnp.tanh(x @ w["a"] @ w["b"]))) @ w["c"]),
-    "remat": (jax.checkpoint(model), model),
-    "jit inside": (jax.jit(model), model),
-    "cond": (lambda w, x: jax.lax.cond(w["a"][0, 0] < 9, model, by_scan, w, x), model),
-}
-
-
-@pytest.mark.parametrize("name", SAME)
-@pytest.mark.parametrize("method", [*METHODS, "auto"])
-def test_what_a_model_is_made_of_does_not_change_its_kernel(name, method):
-    f, g = SAME[name]
-    if name == "a while loop" and method != "auto" and METHODS[method].needs_reverse:
-        with pytest.raises(ValueError, match="`method` must not be .*while"):
-            ntk(f, PARAMS, X1, X2, method=method)
-        return
-    expected = reference("none", None, X2, f=g)
-    np.testing.assert_allclose(
-        ntk(f, PARAMS, X1, X2, method=method), expected, rtol=1e-11, atol=1e-12
-    )
-
-
 def test_parameters_that_are_integers_or_do_not_matter_are_constants():
     params = {**PARAMS, "steps": jnp.arange(3), "unused": jnp.ones(4)}
     np.testing.assert_allclose(
@@ -180,28 +150,10 @@ def test_it_works_under_jit_and_vmap_and_can_be_differentiated(method):
     assert (ahead - behind) / 2e-6 == pytest.approx(float(square), rel=1e-6)
 
 
-def test_a_convolution_of_flax_has_the_kernel_of_its_jacobian():
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            h = nn.gelu(nn.Conv(3, (3, 3), param_dtype=x.dtype)(x))
-            h = nn.LayerNorm(param_dtype=x.dtype)(
-                nn.gelu(nn.Conv(4, (3, 3), strides=2, param_dtype=x.dtype)(h))
-            )
-            return nn.Dense(2, param_dtype=x.dtype)(h.mean((1, 2)))
-
-    with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
-        x = normal(6, 4, 6, 6, 2)
-        f, params = from_linen(Net(), jax.random.key(0), x)
-        kernel = ntk(f, params, x, batch_size=3)
-        j = dense_jacobian(f, params, x)
-    np.testing.assert_allclose(kernel, np.einsum("nkp,mlp->nmkl", j, j), rtol=1e-10, atol=1e-11)
-
-
 def test_the_ntk_of_a_wide_network_nears_a_limit_as_one_over_the_root_of_its_width():
     x = normal(7, 3, 2)
     spreads = []
-    for width in (32, 512):
+    for width in (16, 256):
         module = MLP((width, width), outputs=2, parametrization="ntk")
         keys = jax.random.split(jax.random.key(width), 6)
         kernels = [ntk(*from_linen(module, k, x), x, reduce="trace") for k in keys]
