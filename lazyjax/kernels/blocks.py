@@ -180,7 +180,8 @@ def _sides(engine: Engine, group: str, task: Task) -> int:
         return max(task.n1, task.n2)
     side = max(1, int((rates().cache / 8 / engine.tiles[group]) ** 0.5))
     if task.symmetric:
-        rows = 1 if group == "apply" else _ROWS // task.outputs
+        rows = _ROWS // (task.outputs if task.reduce == "none" else 1)
+        rows = 1 if group == "apply" else rows  # which multiplies one example at a time
         side = min(side, max(-(-task.n1 // _TILES), rows, 1))
     return side
 

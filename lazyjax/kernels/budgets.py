@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lazyjax.kernels.blocks import levels
 from lazyjax.kernels.computation import Call, Options, engine_of, jobs, kernels
+from lazyjax.kernels.costs import operations
 from lazyjax.kernels.methods import METHODS
 
 _UNITS = {"": 1, "B": 1} | {
@@ -85,11 +86,17 @@ def peak(call: Call, options: Options) -> int:
     return _peak(*shapes_of(call), options, jax.default_backend())
 
 
+def counted(call: Call, options: Options) -> float:
+    """Count the multiply-adds of a call, in its jaxpr."""
+    structure, shapes = shapes_of(call)
+    traced = jax.make_jaxpr(lambda *arrays: kernels(*arrays, options=options))
+    return operations(traced(*_abstract(structure, shapes)).jaxpr)
+
+
 class Candidate(NamedTuple):
     """A method that a model admits."""
 
     name: str
-    operations: float  # multiply-adds
     seconds: float  # by the rates of the backend
 
 
@@ -105,9 +112,8 @@ def _candidates(
         for name, method in METHODS.items():
             if method.needs_reverse and not all(job.model.reverse for job in every):
                 continue
-            engines = [engine_of(job, x1, name) for job in every]
-            operations = sum(engine.operations for engine in engines)
-            found.append(Candidate(name, operations, sum(engine.seconds for engine in engines)))
+            seconds = sum(engine_of(job, x1, name).seconds for job in every)
+            found.append(Candidate(name, seconds))
 
     jax.eval_shape(trace, *_abstract(structure, shapes))
     return tuple(sorted(found, key=lambda candidate: candidate.seconds))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lazyjax import checks
 from lazyjax.kernels.arguments import path_of
-from lazyjax.kernels.budgets import candidates, peak
+from lazyjax.kernels.budgets import candidates, counted, peak
 from lazyjax.kernels.computation import check, jobs
 from lazyjax.kernels.orders import ORDERS, cheapest_order
 from lazyjax.kernels.structured import Plan, plan
@@ -88,10 +88,8 @@ def estimate(
         batch_size=batch_size,
         precision=precision,
     )
-    return {
-        name: Estimate(operations, peak(call, call.options._replace(method=name)))
-        for name, operations, _ in candidates(call)
-    }
+    each = (call.options._replace(method=candidate.name) for candidate in candidates(call))
+    return {own.method: Estimate(counted(call, own), peak(call, own)) for own in each}
 
 
 class Leaf(NamedTuple):

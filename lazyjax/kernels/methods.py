@@ -72,7 +72,6 @@ class Engine(NamedTuple):
 
     features: Callable[[Any], dict[str, Any]]  # of a batch, batch on axis 0
     contract: dict[str, Callable[[Any, Any], Kernels]]  # of f1 and f2, or None for f1 again
-    operations: float  # multiply-adds in all
     seconds: float  # by the rates of the backend
     kept: float  # bytes of the features of one example
     working: float  # bytes of intermediate results for those
@@ -150,7 +149,6 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
     return Engine(
         features,
         {"jacobian": contract},
-        operations=featured + contracted,
         seconds=2 * featured / rate.small
         + 2 * contracted / (rate.products * efficiency(rows))
         + task.examples * (made * (1 + task.outputs) / rate.bytes + kept / rate.fresh),
@@ -209,7 +207,6 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
     return Engine(
         lambda x: {"products": x},
         {"products": contract},
-        operations=counted,
         seconds=2 * counted / rates().small + task.tiles * task.outputs * 2 * made / rates().bytes,
         kept=0,
         working=made,
@@ -239,7 +236,6 @@ def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> E
     return Engine(
         partial(structured.features, plan, model.w),
         {order: contract(order) for order in work.tiles},
-        operations=work.operations,
         seconds=work.seconds,
         kept=work.kept,
         working=work.working,

@@ -192,7 +192,6 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
 class Work(NamedTuple):
     """What a plan costs."""
 
-    operations: float  # multiply-adds in all
     seconds: float  # by the rates of the backend
     kept: int  # bytes of the features of one example
     working: float  # bytes of intermediate results for those, at one moment
@@ -206,7 +205,6 @@ def cost(plan: Plan, w: Any, task: Any) -> Work:
     forward = (1 + task.outputs) * operations(jaxpr)
     made = (1 + task.outputs) * results(jaxpr)
     plain = sum(w[leaf].size for leaf in plan.plain)
-    counted = task.examples * forward + task.tiles * task.pairs * plain
     time = task.examples * (2 * forward / rate.products + made / rate.bytes)
     time += task.tiles * task.pairs * 2 * plain / rate.products
     kept, working = task.outputs * plain, made * ALIVE + task.outputs * plain * itemsize
@@ -218,10 +216,9 @@ def cost(plan: Plan, w: Any, task: Any) -> Work:
     tiles = {"jacobian": float(out)} if plain or biases else {}
     for shape, order in zip(plan.shapes, plan.orders, strict=True):
         own = ORDERS[order].cost(shape, task.reduce)
-        counted += task.examples * own.example + task.tiles * own.pair
         time += seconds(order, shape, task, itemsize)
         mine = shape.jacobian if order == "jacobian" else shape.factors
         kept += mine + (task.outputs * shape.b * shape.q if shape.bias else 0)
         working += (mine + shape.factors) * itemsize if order == "jacobian" else 0
         tiles[order] = max(tiles.get(order, 0.0), out, own.tile)
-    return Work(counted, time, kept * itemsize, working, tiles)
+    return Work(time, kept * itemsize, working, tiles)
