@@ -8,7 +8,7 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 matplotlib.use("Agg")
 jax.config.update("jax_enable_x64", True)
@@ -16,12 +16,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 gc.set_threshold(100_000)  # traces are many objects and few cycles
 
-os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", tempfile.mkdtemp())
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis")
 settings.register_profile(
     "default",
     max_examples=30,
     derandomize=True,
     deadline=None,
+    phases=[Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=300)

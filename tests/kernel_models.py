@@ -140,6 +140,20 @@ model("dense", **MLP)(mlp)
 model("dense with biases", **MLP, d=(5,), e=(1, 3), g=(2,))(
     lambda p, x: tanh(tanh(x @ p["a"] + p["d"]) @ p["b"] + p["e"]) @ p["c"] + p["g"]
 )
+model("factors of the weights", **MLP, d=(5,), e=(3,))(
+    lambda p, x: tanh(tanh(x @ (-p["a"] / 2) + p["d"]) @ (3 * p["b"]) + p["e"]) @ p["c"]
+)
+model("the same bias in two layers, and as a weight", a=(4, 4), b=(4, 4), c=(4, 2), d=(4,), e=(4,))(
+    lambda p, x: (
+        (h := tanh(tanh(x @ p["a"] + p["d"]) @ p["b"] + p["d"] + p["e"])) @ p["c"]
+        + (h @ p["e"])[:, None]
+    )
+)
+model("products with and without their biases", a=(4, 5), b=(5, 3), c=(3, 2), d=(5,), e=(3,))(
+    lambda p, x: (
+        tanh(z := tanh((h := x @ p["a"]) + p["d"]) * h @ p["b"]) * tanh(z + p["e"]) @ p["c"]
+    )
+)
 model("dense with scales that broadcast", (3, 4), **MLP, d=(5,), e=(3, 1), g=())(
     lambda p, x: (tanh(tanh(x @ p["a"] * p["d"]) * p["e"] @ p["b"]) * p["g"]) @ p["c"]
 )
@@ -464,6 +478,15 @@ model("table[tokens]", TOKENS, a=(6, 3), b=(3, 4), c=(4, 2))(
 )
 model("take", TOKENS, a=(6, 3), b=(3, 4), c=(4, 2))(
     lambda p, t: tanh(tanh(jnp.take(p["a"], t, axis=0)) @ p["b"]).mean(1) @ p["c"]
+)
+model("tokens out of bounds, zero", TOKENS, a=(4, 3), b=(3, 4), c=(4, 2))(
+    lambda p, t: tanh(tanh(p["a"].at[t].get(mode="fill", fill_value=0.0)) @ p["b"]) @ p["c"]
+)
+model("tokens out of bounds, clipped", TOKENS, a=(4, 3), b=(3, 4), c=(4, 2))(
+    lambda p, t: tanh(tanh(jnp.take(p["a"], t, axis=0, mode="clip")) @ p["b"]) @ p["c"]
+)
+model("tokens that count from the end", TOKENS, a=(6, 3), b=(3, 4), c=(4, 2))(
+    lambda p, t: tanh(tanh(p["a"][t - 6]) @ p["b"]) @ p["c"]
 )
 model("take along axis 1", TOKENS, a=(3, 6), b=(3, 4), c=(4, 2))(
     lambda p, t: (
@@ -838,6 +861,8 @@ MADE = {
     "tril of a weight": lambda p: (jnp.tril(p["a"]), jnp.triu(p["b"], 1), p["c"]),
     "a sum with the identity": lambda p: (jnp.eye(4) + p["a"], p["b"] - np.eye(4), p["c"]),
     "a weight that is reshaped": lambda p: (p["a"].reshape(2, 8).T.reshape(4, 4), p["b"][::-1], p["c"].reshape(2, 4).T),
+    "a weight and what it is backwards": lambda p: (p["a"], p["a"][:, ::-1], p["c"]),
+    "two slices of a weight that overlap": lambda p: (p["a"][:, :3], p["a"][1:], p["c"]),
     "a weight that is flipped and rolled": lambda p: (p["a"][:, ::-1], jnp.roll(p["b"], 1, 0), p["c"][::-1]),
     "weights that are joined": lambda p: (jnp.concatenate([p["a"][:2], p["b"][2:]]), jnp.concatenate([p["c"], p["c"]], 1), p["c"]),
     "weights that are stacked": lambda p: (jnp.stack([p["a"][0], p["b"][1], p["a"][2], p["a"][3]]), p["b"], p["c"]),

@@ -82,14 +82,21 @@ def layer(*kinds: str, **options: st.SearchStrategy) -> Callable:
 EVERY = ("vector", "sequence", "image")
 
 
-@layer(*EVERY, features=FEATURES, bias=st.sampled_from(["none", "row", "scalar"]), tie=FLAG)
-def dense(new, shape, features, bias, tie):
+BIAS = st.sampled_from(["none", "row", "scalar"])
+
+
+@layer(*EVERY, features=FEATURES, factor=st.sampled_from([1.0, -0.5]), bias=BIAS, tie=FLAG)
+def dense(new, shape, features, factor, bias, tie):
     k = features or shape[-1]
     names = {"w": new(shape[-1], k, tie=tie)}
-    if bias == "none":
-        return names, lambda w, h: h @ w["w"]
-    names["b"] = new(k) if bias == "row" else new()
-    return names, lambda w, h: h @ w["w"] + w["b"]
+    if bias != "none":
+        names["b"] = new(k) if bias == "row" else new()
+
+    def apply(w, h):
+        h = h @ (w["w"] if factor == 1 else factor * w["w"])
+        return h if bias == "none" else h + w["b"]
+
+    return names, apply
 
 
 @layer("vector", "sequence", heads=st.integers(1, 2), first=FLAG)

@@ -4,6 +4,7 @@ The structured derivatives run on all of them, the other methods on a few, and o
 """
 
 from functools import lru_cache
+from itertools import cycle
 from unittest.mock import patch
 
 import jax
@@ -23,27 +24,22 @@ from kernel_reference import (
 from lazyjax.kernels import METHODS, ntk
 
 FORWARD_ONLY = {"while_loop"}
+METHOD = "structured_derivatives"
+ORDERS = dict(zip(MODELS, cycle(ORDERED)))  # of the whole kernel of a model; all of them thoroughly
 FEW = {
-    "dense with biases",
-    "convolution: all at once",
+    "factors of the weights",
+    "convolution: groups and stride",
     "a tied decoder",
     "linear attention",
     "scan over layers",
     "while_loop",
-    "custom_vjp",
-    "a weight and its transpose",
-    "integers and unused parameters",
     "pytree outputs",
 }
 ROWS = [
     pytest.param(name, method, id=f"{name}, {method}", marks=marks)
     for name in MODELS
-    for method in (*METHODS, "auto", *ORDERED)
-    for marks in [
-        ()
-        if method == "structured_derivatives" or (name in FEW and method not in ORDERED)
-        else pytest.mark.thorough
-    ]
+    for method in (METHOD, *(m for m in METHODS if m != METHOD), "auto", *ORDERED)
+    for marks in [() if method == METHOD or name in FEW else pytest.mark.thorough]
 ]
 
 
@@ -68,12 +64,13 @@ def case_of(name):
 def test_the_kernel_of_every_model_is_that_of_its_dense_jacobian(name, method):
     case, j1, j2 = case_of(name)
 
+    whole_by = ORDERS[name] if method == METHOD else method
+
     def kernels(params, x1, x2):
         leaves = ntk(case.f, params, x1, x2, per_leaf=True, method=method)
-        return leaves, ntk(case.f, params, x1, method=method)  # biases go with their products
+        return leaves, ntk(case.f, params, x1, method=whole_by)  # biases go with their products
 
-    rows = {method: ORDERED[method]} if method in ORDERED else {}
-    with patch.dict(METHODS, rows):
+    with patch.dict(METHODS, ORDERED if "by" in whole_by else {}):
         if name in FORWARD_ONLY and method != "auto" and METHODS[method].needs_reverse:
             with pytest.raises(ValueError, match="`method` must not be .*while"):
                 quickly(kernels, case.params, case.x1, case.x2)

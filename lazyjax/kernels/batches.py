@@ -38,6 +38,7 @@ FAULTS = {
 Row = tuple[np.ndarray, ...]
 """What each output leaf gives for one example."""
 
+_NEAR = 0.03  # of a change: examples that see each other differ by as much as they change
 _LIMIT = 256
 _passed: dict[Any, None] = {}  # models without fault, the latest of them
 
@@ -176,14 +177,14 @@ def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) ->
     ab, aa, bb = change(a, b), change(a, a), change(b, b)
     ys, epsilon = outputs(1, a, b), _epsilon(two.jaxpr)
     floors = [8 * epsilon * _norm(y) for y in ys]
-    if _far(ab[a], aa[a], 0.03, floors) or _far(ab[b], bb[b], 0.03, floors):
+    if _far(ab[a], aa[a], _NEAR, floors) or _far(ab[b], bb[b], _NEAR, floors):
         return "others"
     noises = _less(outputs(1 + 4 * epsilon, a, b), ys)
     floors = [epsilon**0.5 * _norm(y) + 4 * _norm(v) for y, v in zip(ys, noises, strict=True)]
-    if _far(aa[0], aa[1], 0.03, floors) or _far(bb[0], bb[1], 0.03, floors):
+    if _far(aa[0], aa[1], _NEAR, floors) or _far(bb[0], bb[1], _NEAR, floors):
         return "position"
     aba = change(a, b, a)
-    return "size" if any(_far(ab[i], aba[i], 0.1, floors) for i in (a, b)) else None
+    return "size" if any(_far(ab[i], aba[i], _NEAR, floors) for i in (a, b)) else None
 
 
 def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
@@ -193,6 +194,14 @@ def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
 
     with jax.default_matmul_precision("highest"):
         return jax.make_jaxpr(lambda f, p, x: f(p, x))(f, params, jax.tree.map(batch, x))
+
+
+def _can_run(two: ClosedJaxpr, three: ClosedJaxpr, known: bool) -> bool:
+    """Tell whether a model keeps the batch, and ends, without work for the host."""
+    if any(y.shape[:1] != (n,) for n, m in ((2, two), (3, three)) for y in m.out_avals):
+        return False
+    names = {equation.primitive.name for equation in _equations(two.jaxpr)}
+    return not names & ({"pure_callback", "io_callback"} | (set() if known else {"while"}))
 
 
 def _message(fault: str, found: list[Suspect]) -> str:
@@ -223,8 +232,8 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
     -----
     The model is traced on two and on three examples, and compiled for both only if the jaxprs are
     suspect. One that passed is remembered by its function and its shapes. Let through without a
-    trial is what cannot be traced or run on such batches, and, where values are made up, what has a
-    `while`, which need not end on them.
+    trial is what cannot be traced or run on such batches, what calls back to Python, and, where
+    values are made up, what has a `while`, which need not end on them.
     """
     f = checks.model_function(f)
     known = checks.is_known((f, params, x))
@@ -241,21 +250,14 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
         two, three = (_trace(f, params, x, n) for n in (2, 3))
     except Exception:  # the model's own: some take one size of batch only
         return
-    for n, model in ((2, two), (3, three)):
-        if any(aval.shape[:1] != (n,) for aval in model.out_avals):
-            return  # no batch: all of it is one example
+    found, fault = suspects(two, three, len(examples)), None
     hidden, same = ({id(c) for c in m.consts if not checks.is_known(c)} for m in (two, three))
-    found = suspects(two, three, len(examples))
-    fault = None
-    if found is None or found:
-        loops = any(equation.primitive.name == "while" for equation in _equations(two.jaxpr))
-        if (loops and (hidden or not known)) or hidden != same:
-            return
+    if found != [] and hidden == same and _can_run(two, three, known and not hidden):
         try:
             with jax.ensure_compile_time_eval():
                 fault = _trial(two, three, f, params, x)
         except Exception:  # the model's own again; of jax_debug_nans
-            return
+            fault = None
     if fault:
         raise ValueError(_message(fault, found or []))
     if not hidden:

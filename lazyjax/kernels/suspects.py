@@ -1,9 +1,9 @@
 """Where a model may let the examples of a batch see each other, read from its jaxprs.
 
 The model is traced on two and on three examples, and the two jaxprs are walked through side by
-side: an axis that grows by one half holds the batch, alone or folded with others. What joins or
-moves its entries is suspect, and no more: a batch may be cut and put together again, or a sum run
-over zeros. What is not suspect treats each example alone.
+side: an axis that is longer in the other holds the batch, alone or folded with others. What joins
+or moves its entries is suspect, and no more: a batch may be cut and put together again, or a sum
+run over zeros. A model without suspects treats each example alone.
 """
 
 import math
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from lazyjax import checks
 from lazyjax.derivatives import inner_jaxprs
 from lazyjax.kernels.jaxprs import needed
 
@@ -24,6 +23,23 @@ def _cut(equation: Any) -> list[int]:
     part = (equation.invars[1] if update else equation.outvars[0]).aval.shape
     whole = equation.invars[0].aval.shape
     return [i for i, n in enumerate(whole) if part[i] != n]
+
+
+def _spanned(equation: Any) -> list[int]:
+    """Give the axes of space along which a convolution has more than one weight."""
+    numbers, kernel = equation.params["dimension_numbers"], equation.invars[1].aval.shape
+    axes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], strict=True)
+    return [i for i, k in axes if kernel[k] > 1]
+
+
+def _scrambles(equation: Any, batch: list[int], out: list[int]) -> bool:
+    """Tell whether a reshape has more or fewer numbers before an axis of the batch than it had."""
+    shape, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    order = equation.params["dimensions"] or range(len(shape))
+    before = [
+        math.prod(shape[i] for i in order[:n]) for n, axis in enumerate(order) if axis in batch
+    ]
+    return before != [math.prod(new[:i]) for i in out]
 
 
 CROSSING: dict[str, Callable[[Any], Any]] = {
@@ -42,17 +58,18 @@ CROSSING: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
         ("pure_callback", "io_callback", "ffi_call"), lambda e: range(len(e.invars[0].aval.shape))
     ),
+    "pad": lambda e: [i for i, n in enumerate(e.params["padding_config"]) if any(n)],
     "fft": lambda e: range(e.invars[0].aval.ndim)[-len(e.params["fft_lengths"]) :],
     "sort": lambda e: [e.params["dimension"]],
     "rev": lambda e: e.params["dimensions"],
     "gather": lambda e: e.params["dimension_numbers"].start_index_map,
-    "conv_general_dilated": lambda e: e.params["dimension_numbers"].lhs_spec[2:],
+    "conv_general_dilated": _spanned,
 }
 """Primitives that can join or move entries along axes of their first operand and keep the axes:
 `(equation) -> axes`. All others that join the examples lose an axis.
 """
 
-MOVING = {"slice", "dynamic_slice", "dynamic_update_slice", "gather", "rev", "concatenate"}
+MOVING = {"slice", "dynamic_slice", "dynamic_update_slice", "gather", "rev", "concatenate", "pad"}
 """These join nothing by themselves, so they are the last to be named."""
 
 RANDOM = {"random_bits", "rng_bit_generator", "rng_uniform"}
@@ -73,15 +90,11 @@ class Suspect(NamedTuple):
 
 def _batch_axes(two: Any, three: Any) -> list[int]:
     shapes = (getattr(value.aval, "shape", ()) for value in (two, three))
-    pairs = enumerate(zip(*shapes, strict=True))
-    return [i for i, (m, n) in pairs if 0 < 3 * m == 2 * n]
+    return [i for i, (m, n) in enumerate(zip(*shapes, strict=True)) if m != n]
 
 
 def _differ(two: Any, three: Any) -> bool:
-    """Tell whether two constants differ, as far as they are known."""
-    if two is three or not checks.is_known((two, three)):
-        return False
-    return not np.array_equal(two, three, equal_nan=True)
+    return two is not three and not np.array_equal(two, three, equal_nan=True)
 
 
 def _through_one(
@@ -100,10 +113,7 @@ def _through_one(
     lost = max(map(len, inputs)) > min(map(len, outputs))
     if "x" not in every:
         return every | {"size"} if lost else every
-    if name == "reshape":  # to another order of the axes
-        sides = ((two.invars[0], inputs[0]), (two.outvars[0], outputs[0]))
-        before = [[math.prod(v.aval.shape[:i]) for i in axes] for v, axes in sides]
-        lost = before[0] != before[1]
+    lost = lost or (name == "reshape" and _scrambles(two, inputs[0], outputs[0]))
     crossed = CROSSING[name](two) if name in CROSSING else ()
     if lost or any(int(axis) in inputs[0] for axis in crossed):
         found.append(Suspect("others", f"{name} along the batch{place}", name in MOVING))
@@ -157,10 +167,9 @@ def _through(
         return [marks[0].union(*way) for way in zip(*ways, strict=True)]
     if len(pairs) == 1 and len(inside[0][0].invars) == len(marks):
         return _walk(inside[0][0], inside[1][0], marks, found, at)
-    every = NOTHING.union(*marks)
     for a, b in pairs:
-        _walk(a, b, [every] * len(a.invars), found, at)
-    return [every] * len(two.outvars)
+        _walk(a, b, [NOTHING.union(*marks)] * len(a.invars), found, at)
+    return [_through_one(two, three, marks, found, _place(at))] * len(two.outvars)
 
 
 def _walk(
