@@ -36,6 +36,8 @@ def measured() -> dict[str, float]:
         rate = 2 * 32**2 * 2**16 / seconds(lambda a: a @ a.T, thin)
         d, a = jnp.ones((32, 10, 64, 16), jnp.float32), jnp.ones((32, 64, 128), jnp.float32)
         formed = seconds(lambda d, a: jnp.einsum("nksq,nsp->nkqp", d, a), d, a)
+        weights = jnp.ones((4096, 4096), jnp.float32)
+        rows = {n: seconds(jnp.matmul, weights[:n], weights) for n in (32, 64, 128, 256)}
     near = jnp.ones(2**22, jnp.float32)
     turns = 20
     loop = seconds(lambda x: jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x) + 0.5, x), near)
@@ -46,6 +48,7 @@ def measured() -> dict[str, float]:
         "small": 2 * 32 * 10 * 64 * 16 * 128 / formed,
         "bytes": turns * near.nbytes / loop,
         "fresh": far.nbytes / seconds(lambda x: x + 1, far),
+        "slow": next((n for n in (64, 128, 256) if rows[n] > 2 * rows[n // 2]), 0),
     }
 
 

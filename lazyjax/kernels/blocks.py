@@ -14,7 +14,7 @@ from lazyjax.kernels.methods import Engine, Kernels, Task
 from lazyjax.kernels.orders import THROUGH_J
 
 _TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
-_ROWS = 320  # of a matrix product, below which it slows down
+_ROWS = 640  # of a matrix product, below which it slows down
 _KEPT = 2  # the last level of memory saved at which features are kept
 
 
@@ -221,6 +221,8 @@ def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None, lev
     n, working = max(task.n1, task.n2), max(engine.working, 1)
     if n * working > rates().working:  # in a loop a block's results stay closer
         n = int(max(rates().working / 4, engine.weights) // working)
+    elif engine.weights > rates().cache and 0.75 * rates().slow < n <= rates().slow:
+        n = -(-n // 2)
     at_once = max(1, n // 4 ** min(level, _KEPT))
     sides = (_side(task.n1, level), _side(task.n2, level))
     rows, columns = (min(a, b) for a, b in zip(asked or sides, sides, strict=True))

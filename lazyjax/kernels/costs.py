@@ -23,14 +23,16 @@ class Rates(NamedTuple):
     fresh: float  # bytes of memory that is touched for the first time, a second
     cache: int  # bytes of intermediate results that stay close
     working: int  # bytes of intermediate results, up to which a batch is not worth a loop
+    slow: int  # rows at which a product with many weights takes longer than two of half of them
 
 
 RATES = {
-    "cpu": Rates(2e11, 60, 9e10, 2e10, 3e9, 8 * 2**20, 128 * 2**20),
-    "gpu": Rates(4e13, 500, 1e13, 2e12, 2e12, 2**28, 2**30),
-    "tpu": Rates(4e13, 500, 1e13, 1e12, 1e12, 2**28, 2**30),
+    "cpu": Rates(2e11, 60, 9e10, 2e10, 3e9, 8 * 2**20, 128 * 2**20, 64),
+    "gpu": Rates(4e13, 500, 1e13, 2e12, 2e12, 2**28, 2**30, 0),
+    "tpu": Rates(4e13, 500, 1e13, 1e12, 1e12, 2**28, 2**30, 0),
 }
-"""Of each backend of JAX; `python -m benchmarks.ntk.rates` measures those of a machine."""
+"""Of each backend of JAX; `python -m benchmarks.ntk.rates` measures those of a machine.
+The slow product of the CPU is one of jaxlib 0.10."""
 
 
 def rates() -> Rates:

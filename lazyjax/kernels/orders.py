@@ -15,8 +15,8 @@ from lazyjax.kernels.costs import rates
 from lazyjax.kernels.factors import Factors, Shape
 
 _LEAST_WIDTH = 256  # of a slice of the parameters, so that the product of two is worth its call
-_LEAST_ROWS = 80  # of a panel, likewise
-_PANELS = 6  # of a symmetric kernel: nearly half of it is saved
+_LEAST_ROWS = 160  # of a block of a symmetric kernel, likewise
+_BLOCKS = 4  # in a row of one: 10 of 16 are computed
 
 
 # --- through Jacobians -------------------------------------------------------------------------
@@ -49,35 +49,36 @@ def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
     return j1.reshape(n, k * size) @ j2.reshape(m, k * size).T
 
 
-Panels = list[jax.Array]
-"""Rows of a kernel, block below block of examples; of a symmetric one, up to the diagonal."""
+Blocks = list[list[jax.Array]]
+"""Rows of blocks of a kernel; of a symmetric one, up to the diagonal."""
 
 
-def _ends(n: int, k: int, reduce: str) -> list[int]:
-    """Cut the examples of a symmetric kernel into panels that are worth a product each."""
+def _parts(n: int, k: int, reduce: str) -> list[slice]:
+    """Cut the examples of a symmetric kernel, so that a block is worth a product."""
     rows = n * k if reduce == "none" else n
-    count = max(1, min(rows // _LEAST_ROWS, n, _PANELS))
-    return [n * (i + 1) // count for i in range(count)]
+    count = max(1, min(rows // _LEAST_ROWS, n, _BLOCKS))
+    return [slice(*ends) for ends in pairwise(n * i // count for i in range(count + 1))]
 
 
 def _over_slices(
-    one: Callable[[Any], jax.Array],
-    other: Callable[[Any], jax.Array] | None,
+    one: Callable[[Any, slice], jax.Array],
+    other: Callable[[Any, slice], jax.Array] | None,
     slices: int,
     reduce: str,
-) -> Panels:
+) -> Blocks:
     """Sum the products of slices of Jacobians, so that they are read while they are at hand.
 
-    `other=None` is `one` again: only the panels on and below the diagonal are multiplied.
+    Functions give a slice of the Jacobians of some examples. `other=None` is `one` again: only the
+    blocks on and below the diagonal are multiplied.
     """
-    n, k, _ = jax.eval_shape(one, 0).shape
-    ends = _ends(n, k, reduce)
+    every = slice(None)
+    n, k, _ = jax.eval_shape(lambda: one(0, every)).shape
 
-    def products(c: Any) -> Panels:
-        j1 = one(c)
+    def products(c: Any) -> Blocks:
         if other is not None:
-            return [_product(j1, other(c), reduce)]
-        return [_product(j1[i:j], j1[:j], reduce) for i, j in pairwise([0, *ends])]
+            return [[_product(one(c, every), other(c, every), reduce)]]
+        js = [one(c, part) for part in _parts(n, k, reduce)]
+        return [[_product(j, i, reduce) for i in js[: row + 1]] for row, j in enumerate(js)]
 
     if slices == 1:
         return products(0)
@@ -85,30 +86,28 @@ def _over_slices(
         0,
         slices,
         lambda c, sums: jax.tree.map(jnp.add, sums, products(c)),
-        [jnp.zeros(a.shape, a.dtype) for a in jax.eval_shape(products, 0)],
+        [[jnp.zeros(a.shape, a.dtype) for a in row] for row in jax.eval_shape(products, 0)],
     )
 
 
-def whole(panels: Panels, reduce: str) -> jax.Array:
-    """Put panels together; what a symmetric kernel has above its diagonal panels is 0."""
-    if len(panels) == 1:
-        return panels[0]
+def whole(blocks: Blocks, reduce: str) -> jax.Array:
+    """Put blocks together; what a symmetric kernel has above its diagonal blocks is 0."""
+    if len(blocks) == 1:
+        return blocks[0][0]
     axis = {"none": 2, "diagonal": 2}.get(reduce, 1)  # of the other examples
-    n = panels[-1].shape[axis]
+    rows = [jnp.concatenate(row, axis) for row in blocks]
+    n = rows[-1].shape[axis]
     return jnp.concatenate(
-        [
-            jnp.pad(a, [(0, n - a.shape[i] if i == axis else 0) for i in range(a.ndim)])
-            for a in panels
-        ]
+        [jnp.pad(a, [(0, n - a.shape[i] if i == axis else 0) for i in range(a.ndim)]) for a in rows]
     )
 
 
-def summed(shares: Iterable[tuple[int, Panels]], reduce: str) -> dict[int, jax.Array]:
+def summed(shares: Iterable[tuple[int, Blocks]], reduce: str) -> dict[int, jax.Array]:
     """Add up what belongs to the same leaf."""
-    found: dict[int, Panels] = {}
-    for leaf, panels in shares:
-        found[leaf] = jax.tree.map(jnp.add, found[leaf], panels) if leaf in found else panels
-    return {leaf: whole(panels, reduce) for leaf, panels in found.items()}
+    found: dict[int, Blocks] = {}
+    for leaf, blocks in shares:
+        found[leaf] = jax.tree.map(jnp.add, found[leaf], blocks) if leaf in found else blocks
+    return {leaf: whole(blocks, reduce) for leaf, blocks in found.items()}
 
 
 def _slices(length: int, entries: int, itemsize: int) -> tuple[int, int]:
@@ -131,12 +130,12 @@ def _slice(array: jax.Array, c: Any, size: int, axis: int) -> jax.Array:
     return jnp.where(index + start >= c * size, taken, 0)
 
 
-def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Panels:
+def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Blocks:
     """Contract two Jacobians (n, k, P) and (m, l, P), or one with itself.
 
     Returns
     -------
-    panels of (n, k, m, l), (n, k, m) for "diagonal", (n, m) for "trace" and "sum"
+    blocks (n, k, m, l), (n, k, m) for "diagonal", (n, m) for "trace" and "sum"
     """
     n, k, length = j1.shape
     rows = n * k + (0 if j2 is None else j2.shape[0] * k)
@@ -144,22 +143,22 @@ def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Panels:
     if size < _LEAST_WIDTH:
         slices, size = _slices(length, 1, j1.dtype.itemsize)
 
-    def part(j: jax.Array) -> Callable[[Any], jax.Array]:
-        return lambda c: _slice(j, c, size, 2)
+    def sliced(j: jax.Array) -> Callable[[Any, slice], jax.Array]:
+        return lambda c, examples: _slice(j[examples], c, size, 2)
 
-    return _over_slices(part(j1), None if j2 is None else part(j2), slices, reduce)
+    return _over_slices(sliced(j1), None if j2 is None else sliced(j2), slices, reduce)
 
 
-def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
+def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Blocks:
     """Form the Jacobians slice by slice, over b and q, and multiply them."""
     n = f1.d.shape[0] + (0 if f2 is None else f2.d.shape[0])
     count, size = _slices(shape.q, n * shape.outputs * shape.p, f1.d.dtype.itemsize)
 
-    def formed(f: Factors) -> Callable[[Any], jax.Array]:
-        def one(c: Any) -> jax.Array:
+    def formed(f: Factors) -> Callable[[Any, slice], jax.Array]:
+        def one(c: Any, examples: slice) -> jax.Array:
             i = c // count
-            a = jax.lax.dynamic_index_in_dim(f.a, i, 1, keepdims=False)
-            d = jax.lax.dynamic_index_in_dim(f.d, i, 2, keepdims=False)
+            a = jax.lax.dynamic_index_in_dim(f.a[examples], i, 1, keepdims=False)
+            d = jax.lax.dynamic_index_in_dim(f.d[examples], i, 2, keepdims=False)
             d = _slice(d, c % count, size, 3)
             j = jnp.einsum("nksq,nsp->nkqp", d, a)
             return j.reshape(*j.shape[:2], -1)
@@ -173,6 +172,16 @@ def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panel
 # --- through Grams -----------------------------------------------------------------------------
 
 
+def _for_each_b(subscripts: str, one: jax.Array, other: jax.Array) -> jax.Array:
+    """Multiply, with b on axis 0 of the result; a single b without a batch, which costs copies."""
+    inputs, _ = subscripts.split("->")
+    axes = [term.index("b") for term in inputs.split(",")]
+    if one.shape[axes[0]] > 1:
+        return jnp.einsum(subscripts, one, other)
+    single = (jnp.squeeze(a, axis) for a, axis in zip((one, other), axes, strict=True))
+    return jnp.einsum(subscripts.replace("b", ""), *single)[None]
+
+
 def _equal(one: jax.Array, other: jax.Array, dtype: Any) -> jax.Array:
     """Give the Gram of one-hot vectors, (b, n, s, m, t)."""
     same = (one[:, :, None, None] == other[None, None]) & (one >= 0)[:, :, None, None]
@@ -183,7 +192,7 @@ def _gram_of_a(f1: Factors, f2: Factors, shape: Shape) -> jax.Array:
     if shape.tokens:
         gram = _equal(f1.a, f2.a, f1.d.dtype)
     else:
-        gram = jnp.einsum("nbsp,mbtp->bnsmt", f1.a, f2.a)
+        gram = _for_each_b("nbsp,mbtp->bnsmt", f1.a, f2.a)
     return gram + shape.bias if shape.bias else gram
 
 
@@ -206,7 +215,7 @@ def _times(gram_a: jax.Array, gram_d: jax.Array, reduce: str) -> jax.Array:
 
 def _same_side(f1: Factors, f2: Factors, shape: Shape, reduce: str) -> jax.Array:
     gram_a = _gram_of_a(f1, f2, shape)
-    return _times(gram_a, jnp.einsum(_GRAM_OF_D[reduce], f1.d, f2.d), reduce)
+    return _times(gram_a, _for_each_b(_GRAM_OF_D[reduce], f1.d, f2.d), reduce)
 
 
 def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
@@ -219,7 +228,7 @@ def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
     return found if reduce == "diagonal" else jnp.sum(found, 1)
 
 
-def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
+def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Blocks:
     """Multiply the Gram of a and that of d: N^2 S^2 (P + K^2 Q)."""
     f2 = f1 if f2 is None else f2
     found = _same_side(f1, f2, shape, reduce)
@@ -227,10 +236,10 @@ def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
         one, other = (Factors(f.a_swapped, f.d_swapped) for f in (f1, f2))
         found = found + _same_side(one, other, shape, reduce)
         found = found + _other_side(f1, other, reduce) + _other_side(one, f2, reduce)
-    return [found]
+    return [[found]]
 
 
-def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels:
+def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Blocks:
     """Apply the Gram of a to d', then multiply by d: N^2 (S^2 (P + K Q) + S K^2 Q)."""
     f2 = f1 if f2 is None else f2
 
@@ -243,7 +252,7 @@ def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Panels
         found = jnp.einsum("kbsq,mbskq->km", d, spread)
         return found if reduce == "diagonal" else jnp.sum(found, 0)
 
-    return [jax.lax.map(one, (f1.a, f1.d))]
+    return [[jax.lax.map(one, (f1.a, f1.d))]]
 
 
 # --- what they cost ----------------------------------------------------------------------------
@@ -299,7 +308,7 @@ def _apply_cost(s: Shape, reduce: str) -> Cost:
 class Order(NamedTuple):
     """A row of `ORDERS`."""
 
-    contract: Callable[[Any, Any, Any, str], Panels]
+    contract: Callable[[Any, Any, Any, str], Blocks]
     cost: Callable[[Shape, str], Cost]
     admits: Callable[[Shape], bool]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lazyjax.kernels.costs import operations, rates, results
 from lazyjax.kernels.factors import Factors, Shape, factors, first_use, shape_of, side_by_side
-from lazyjax.kernels.orders import ORDERS, THROUGH_J, Panels, jacobian_of, seconds, summed
+from lazyjax.kernels.orders import ORDERS, THROUGH_J, Blocks, jacobian_of, seconds, summed
 from lazyjax.kernels.walk import Part, Structure, find, run, split_bias, zeros
 
 ALIVE = 0.05  # of all intermediate results, the share that XLA keeps at one moment
@@ -174,17 +174,17 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
         for "trace" and "sum", here summed over the outputs.
     """
 
-    def shares() -> Iterator[tuple[int, Panels]]:
+    def shares() -> Iterator[tuple[int, Blocks]]:
         for i in f1:
             shape = None
             if i >= 0:
                 shape = plan.shapes[i]
                 shape = shape._replace(b=shape.b * len(plan.alike(i)))
-            panels = ORDERS[order].contract(f1[i], None if f2 is None else f2[i], shape, reduce)
+            blocks = ORDERS[order].contract(f1[i], None if f2 is None else f2[i], shape, reduce)
             if not plan.apart:
-                yield -1, panels
+                yield -1, blocks
             else:
-                yield leaf_of(plan.parts[i]) if i >= 0 else -1 - i, panels
+                yield leaf_of(plan.parts[i]) if i >= 0 else -1 - i, blocks
 
     return summed(shares(), reduce)
 
