@@ -57,7 +57,9 @@ class Config:
     limit: float = 180.0
     """Seconds for one answer of a worker: compiling, or a call."""
     save: Path | None = None
-    """A file for all results, a JSON object a line."""
+    """A file for all results, a JSON object a line; added to what it holds."""
+    show: Path | None = None
+    """Such a file: nothing is run, and its tables are printed."""
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -171,6 +173,16 @@ def _versions() -> str:
     return ", ".join(found)
 
 
+def read(file: Path) -> dict[Setting, list[Entry]]:
+    """Read what runs have saved; the last result of a setting and a contender counts."""
+    found: dict[Setting, dict[str, Entry]] = {}
+    for line in file.read_text().splitlines():
+        values = json.loads(line)
+        setting = Setting(*(values.pop(name) for name in Setting._fields))
+        found.setdefault(setting, {})[values["name"]] = Entry(**values)
+    return {setting: list(entries.values()) for setting, entries in found.items()}
+
+
 def _measure(config: Config, run: Run, console: Console) -> dict[Setting, list[Entry]]:
     results: dict[Setting, list[Entry]] = {}
     try:
@@ -209,6 +221,13 @@ def main(config: Config) -> None:
         names = ", ".join(rival.name for rival in RIVALS)
         raise SystemExit(f"--against must be some of {names}, got {strangers}")
     console = Console(width=124)
+    if config.show is not None:
+        results = read(config.show)
+        for setting, entries in results.items():
+            console.print(contenders_table(setting, entries))
+        console.print(summary(results))
+        console.print(NOTES)
+        return
     if config.rivals is not None and not config.only_ours:
         environment.prepare(config.rivals)
     with tempfile.TemporaryDirectory() as folder:

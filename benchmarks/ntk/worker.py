@@ -148,6 +148,6 @@ def serve(make: Callable[[dict], Contender]) -> None:
             return
         except Exception as error:  # whatever a rival raises is its entry in the table
             text = str(error).strip().split("\n")[0][:300]
-            memory = "RESOURCE_EXHAUSTED" in text or "not enough memory" in text
-            kind = "out of memory" if memory else "fails"
+            memory = ("RESOURCE_EXHAUSTED", "not enough memory", "can't allocate memory")
+            kind = "out of memory" if any(words in text for words in memory) else "fails"
             answer({"error": kind, "detail": f"{type(error).__name__}: {text}"})

@@ -80,14 +80,6 @@ def _mirrored(tile: jax.Array) -> jax.Array:
     return jnp.swapaxes(tile, 2, 3) if tile.ndim == 4 else tile
 
 
-def _symmetric(tile: jax.Array) -> jax.Array:
-    """Mirror what is below the diagonal: symmetric to the last bit."""
-    n = jnp.arange(tile.shape[0]).reshape(-1, *(1,) * (tile.ndim - 1))
-    m = jnp.swapaxes(n, 0, 1)
-    other = _mirrored(tile)
-    return jnp.where(n > m, tile, jnp.where(n < m, other, (tile + other) / 2))
-
-
 def tiled(
     contract: Callable[[Any, Any], Kernels],
     one: Any,
@@ -95,15 +87,15 @@ def tiled(
     *,
     rows: int,
     columns: int,
-    prepare: Callable[[Any], Any] = lambda part: part,
+    prepare: Callable[[Any], Any] | None = None,
 ) -> Kernels:
     """Compute a kernel tile by tile.
 
     Parameters
     ----------
     contract : callable
-        From two features to kernels (B1, B2), (B1, B2, C) or (B1, B2, C, C); the second is None for
-        the first again, and what is above the diagonal then does not matter.
+        From two features to kernels (B1, B2), (B1, B2, C) or (B1, B2, C, C). The second is None for
+        the first again, and the kernel then symmetric to the last bit.
     one, other : pytrees, batch on axis 0
         `other=None`: the kernel is symmetric, to the last bit, and the tiles above the diagonal are
         those below it, mirrored.
@@ -111,7 +103,7 @@ def tiled(
         Examples in a tile, at most.
     prepare : callable
         From a block of `one` or `other` to its features: of `one` once a row of tiles, of `other`
-        for each tile.
+        for each tile. None if they are features.
 
     Returns
     -------
@@ -124,13 +116,9 @@ def tiled(
         rows = columns = min(rows, columns)
     rows, columns = even(n1, rows), even(n2, columns)
 
-    def on_diagonal(f: Any) -> Kernels:
-        return jax.tree.map(_symmetric, contract(f, None))
-
+    ready = prepare or (lambda part: part)
     if (rows, columns) == (n1, n2):
-        if symmetric:
-            return on_diagonal(prepare(one))
-        return contract(prepare(one), prepare(other))
+        return contract(ready(one), None if symmetric else ready(other))
 
     starts1, starts2 = _starts(n1, rows), _starts(n2, columns)
     if symmetric:
@@ -146,29 +134,34 @@ def tiled(
 
         return jax.tree.map(one, kernel, tile)
 
-    first1 = prepare(_take(one, 0, rows))
-    like = jax.eval_shape(lambda: contract(first1, prepare(_take(other, 0, columns))))
+    def block(x: Any, start: Any, size: int) -> Any:
+        return ready(_take(x, start, size))
+
+    like = jax.eval_shape(lambda: contract(block(one, 0, rows), block(other, 0, columns)))
     kernel = jax.tree.map(lambda a: jnp.zeros((n1, n2, *a.shape[2:]), a.dtype), like)
 
     def elsewhere(carry: Any, pair: Any) -> tuple[Any, None]:
         kernel, held = carry
         start1, start2, is_new = pair
-        held = jax.lax.cond(is_new, lambda: prepare(_take(one, start1, rows)), lambda: held)
-        tile = contract(held, prepare(_take(other, start2, columns)))
+        if prepare is None:
+            f1 = block(one, start1, rows)
+        else:
+            held = f1 = jax.lax.cond(is_new, lambda: block(one, start1, rows), lambda: held)
+        tile = contract(f1, block(other, start2, columns))
         kernel = put(kernel, tile, start1, start2)
         if symmetric:
             kernel = put(kernel, jax.tree.map(_mirrored, tile), start2, start1)
         return (kernel, held), None
 
     def diagonal(kernel: Any, start: Any) -> tuple[Any, None]:
-        f = prepare(_take(one, start, rows))
-        return put(kernel, on_diagonal(f), start, start), None
+        return put(kernel, contract(block(one, start, rows), None), start, start), None
 
     if pairs:
         i, j = np.asarray(pairs).T
         is_new = np.diff(i, prepend=-1) != 0
         each = (jnp.asarray(starts1[i]), jnp.asarray(starts2[j]), jnp.asarray(is_new))
-        (kernel, _), _ = jax.lax.scan(elsewhere, (kernel, first1), each)
+        held = None if prepare is None else block(one, 0, rows)
+        (kernel, _), _ = jax.lax.scan(elsewhere, (kernel, held), each)
     if symmetric:  # last, as an overlapping tile beside the diagonal reaches into it
         kernel, _ = jax.lax.scan(diagonal, kernel, jnp.asarray(starts1))
     return kernel

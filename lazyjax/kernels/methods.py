@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lazyjax.derivatives import jvp, linearization
 from lazyjax.kernels import structured
 from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.orders import ORDERS, cheapest_order, efficiency, of_jacobians, summed
+from lazyjax.kernels.orders import ORDERS, cheapest_order, efficiency, of_jacobians, summed, symmetric
 
 Weights = list[jax.Array]  # the leaves that are differentiated
 
@@ -71,7 +71,7 @@ class Engine(NamedTuple):
     """
 
     features: Callable[[Any], dict[str, Any]]  # of a batch, batch on axis 0
-    contract: dict[str, Callable[[Any, Any], Kernels]]  # of f1 and f2, or None for f1 again
+    contract: dict[str, Callable[[Any, Any], Kernels]]  # of f1 and f2; None: f1 again, symmetric
     seconds: float  # by the rates of the backend
     kept: float  # bytes of the features of one example
     working: float  # bytes of intermediate results for those
@@ -140,7 +140,7 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
             )
             for i, j in f1.items()
         )
-        return summed(shares, task.reduce)
+        return summed(shares, task.reduce, mirror=f2 is None)
 
     rows = min(task.n1, task.n2) * (task.outputs if task.reduce == "none" else 1)
     featured = task.examples * (1 + 2 * task.outputs) * forward
@@ -196,8 +196,11 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
         )
 
     def contract(x1: Any, x2: Any) -> Kernels:
-        x2 = x1 if x2 is None else x2
-        return {c[0] if task.apart else -1: of_leaves(c, x1, x2) for c in leaves}
+        other = x1 if x2 is None else x2
+        found = {c[0] if task.apart else -1: of_leaves(c, x1, other) for c in leaves}
+        if x2 is None:
+            return {leaf: symmetric(kernel, task.reduce) for leaf, kernel in found.items()}
+        return found
 
     counted = (
         task.n2 * (1 + 2 * task.outputs) * forward

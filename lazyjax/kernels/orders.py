@@ -4,6 +4,7 @@ For one example J_k[b, p, q] = sum_s a[b, s, p] d_k[b, s, q]. The kernel of two 
 product of their Jacobians, or a sum over positions of the Grams of a and of d.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
     return j1.reshape(n, k * size) @ j2.reshape(m, k * size).T
 
 
-Blocks = list[list[jax.Array]]
+Pieces = list[list[jax.Array]]
 """Rows of blocks of a kernel; of a symmetric one, up to the diagonal."""
 
 
@@ -65,7 +66,7 @@ def _over_slices(
     other: Callable[[Any, slice], jax.Array] | None,
     slices: int,
     reduce: str,
-) -> Blocks:
+) -> Pieces:
     """Sum the products of slices of Jacobians, so that they are read while they are at hand.
 
     Functions give a slice of the Jacobians of some examples. `other=None` is `one` again: only the
@@ -74,7 +75,7 @@ def _over_slices(
     every = slice(None)
     n, k, _ = jax.eval_shape(lambda: one(0, every)).shape
 
-    def products(c: Any) -> Blocks:
+    def products(c: Any) -> Pieces:
         if other is not None:
             return [[_product(one(c, every), other(c, every), reduce)]]
         js = [one(c, part) for part in _parts(n, k, reduce)]
@@ -90,24 +91,38 @@ def _over_slices(
     )
 
 
-def whole(blocks: Blocks, reduce: str) -> jax.Array:
-    """Put blocks together; what a symmetric kernel has above its diagonal blocks is 0."""
-    if len(blocks) == 1:
-        return blocks[0][0]
+def _mirrored(piece: jax.Array, reduce: str) -> jax.Array:
+    """Swap the two sides."""
+    axes = {"none": (2, 3, 0, 1), "diagonal": (2, 1, 0)}.get(reduce, (1, 0))
+    return piece.transpose(axes)
+
+
+def symmetric(square: jax.Array, reduce: str) -> jax.Array:
+    """Mirror what is below the diagonal: symmetric to the last bit."""
+    n = jnp.arange(len(square)).reshape(-1, *(1,) * (square.ndim - 1))
+    m, other = _mirrored(n, reduce), _mirrored(square, reduce)
+    return jnp.where(n > m, square, jnp.where(n < m, other, (square + other) / 2))
+
+
+def _whole(pieces: Pieces, reduce: str) -> jax.Array:
+    """Put the pieces of a symmetric kernel together, each beside its mirror image."""
     axis = {"none": 2, "diagonal": 2}.get(reduce, 1)  # of the other examples
-    rows = [jnp.concatenate(row, axis) for row in blocks]
-    n = rows[-1].shape[axis]
-    return jnp.concatenate(
-        [jnp.pad(a, [(0, n - a.shape[i] if i == axis else 0) for i in range(a.ndim)]) for a in rows]
-    )
+    rows = [
+        [*row[:-1], symmetric(row[-1], reduce)]
+        + [_mirrored(below[i], reduce) for below in pieces[i + 1 :]]
+        for i, row in enumerate(pieces)
+    ]
+    return jnp.concatenate([jnp.concatenate(row, axis) for row in rows])
 
 
-def summed(shares: Iterable[tuple[int, Blocks]], reduce: str) -> dict[int, jax.Array]:
-    """Add up what belongs to the same leaf."""
-    found: dict[int, Blocks] = {}
-    for leaf, blocks in shares:
-        found[leaf] = jax.tree.map(jnp.add, found[leaf], blocks) if leaf in found else blocks
-    return {leaf: whole(blocks, reduce) for leaf, blocks in found.items()}
+def summed(
+    shares: Iterable[tuple[int, Pieces]], reduce: str, *, mirror: bool
+) -> dict[int, jax.Array]:
+    """Add up what belongs to the same leaf; mirror it where it is a kernel of a batch with itself."""
+    found: dict[int, Pieces] = {}
+    for leaf, pieces in shares:
+        found[leaf] = jax.tree.map(jnp.add, found[leaf], pieces) if leaf in found else pieces
+    return {leaf: _whole(p, reduce) if mirror else p[0][0] for leaf, p in found.items()}
 
 
 def _slices(length: int, entries: int, itemsize: int) -> tuple[int, int]:
@@ -130,7 +145,7 @@ def _slice(array: jax.Array, c: Any, size: int, axis: int) -> jax.Array:
     return jnp.where(index + start >= c * size, taken, 0)
 
 
-def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Blocks:
+def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Pieces:
     """Contract two Jacobians (n, k, P) and (m, l, P), or one with itself.
 
     Returns
@@ -149,7 +164,7 @@ def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Blocks:
     return _over_slices(sliced(j1), None if j2 is None else sliced(j2), slices, reduce)
 
 
-def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Blocks:
+def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
     """Form the Jacobians slice by slice, over b and q, and multiply them."""
     n = f1.d.shape[0] + (0 if f2 is None else f2.d.shape[0])
     count, size = _slices(shape.q, n * shape.outputs * shape.p, f1.d.dtype.itemsize)
@@ -172,14 +187,21 @@ def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Block
 # --- through Grams -----------------------------------------------------------------------------
 
 
-def _for_each_b(subscripts: str, one: jax.Array, other: jax.Array) -> jax.Array:
-    """Multiply, with b on axis 0 of the result; a single b without a batch, which costs copies."""
-    inputs, _ = subscripts.split("->")
-    axes = [term.index("b") for term in inputs.split(",")]
-    if one.shape[axes[0]] > 1:
+def _gram_of(subscripts: str, one: jax.Array, other: jax.Array) -> jax.Array:
+    """Compute `jnp.einsum`; without a batch as one product of matrices, which spares a copy."""
+    inputs, result = subscripts.split("->")
+    left, right = inputs.split(",")
+    sizes = dict(zip(left + right, one.shape + other.shape, strict=True))
+    shared = [c for c in left if c in right and c not in result]
+    if any(sizes[c] > 1 for c in left if c in right and c in result):
         return jnp.einsum(subscripts, one, other)
-    single = (jnp.squeeze(a, axis) for a, axis in zip((one, other), axes, strict=True))
-    return jnp.einsum(subscripts.replace("b", ""), *single)[None]
+
+    def rows(letters: str, array: jax.Array) -> jax.Array:
+        last = [letters.index(c) for c in shared]
+        array = jnp.moveaxis(array, last, range(-len(last), 0))
+        return array.reshape(-1, math.prod(sizes[c] for c in shared))
+
+    return (rows(left, one) @ rows(right, other).T).reshape([sizes[c] for c in result])
 
 
 def _equal(one: jax.Array, other: jax.Array, dtype: Any) -> jax.Array:
@@ -192,7 +214,7 @@ def _gram_of_a(f1: Factors, f2: Factors, shape: Shape) -> jax.Array:
     if shape.tokens:
         gram = _equal(f1.a, f2.a, f1.d.dtype)
     else:
-        gram = _for_each_b("nbsp,mbtp->bnsmt", f1.a, f2.a)
+        gram = _gram_of("nbsp,mbtp->bnsmt", f1.a, f2.a)
     return gram + shape.bias if shape.bias else gram
 
 
@@ -215,7 +237,7 @@ def _times(gram_a: jax.Array, gram_d: jax.Array, reduce: str) -> jax.Array:
 
 def _same_side(f1: Factors, f2: Factors, shape: Shape, reduce: str) -> jax.Array:
     gram_a = _gram_of_a(f1, f2, shape)
-    return _times(gram_a, _for_each_b(_GRAM_OF_D[reduce], f1.d, f2.d), reduce)
+    return _times(gram_a, _gram_of(_GRAM_OF_D[reduce], f1.d, f2.d), reduce)
 
 
 def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
@@ -228,7 +250,7 @@ def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
     return found if reduce == "diagonal" else jnp.sum(found, 1)
 
 
-def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Blocks:
+def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
     """Multiply the Gram of a and that of d: N^2 S^2 (P + K^2 Q)."""
     f2 = f1 if f2 is None else f2
     found = _same_side(f1, f2, shape, reduce)
@@ -239,7 +261,7 @@ def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Blocks:
     return [[found]]
 
 
-def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Blocks:
+def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
     """Apply the Gram of a to d', then multiply by d: N^2 (S^2 (P + K Q) + S K^2 Q)."""
     f2 = f1 if f2 is None else f2
 
@@ -308,7 +330,7 @@ def _apply_cost(s: Shape, reduce: str) -> Cost:
 class Order(NamedTuple):
     """A row of `ORDERS`."""
 
-    contract: Callable[[Any, Any, Any, str], Blocks]
+    contract: Callable[[Any, Any, Any, str], Pieces]
     cost: Callable[[Shape, str], Cost]
     admits: Callable[[Shape], bool]
 

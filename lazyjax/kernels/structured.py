@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lazyjax.kernels.costs import operations, rates, results
 from lazyjax.kernels.factors import Factors, Shape, factors, first_use, shape_of, side_by_side
-from lazyjax.kernels.orders import ORDERS, THROUGH_J, Blocks, jacobian_of, seconds, summed
+from lazyjax.kernels.orders import ORDERS, THROUGH_J, Pieces, jacobian_of, seconds, summed
 from lazyjax.kernels.walk import Part, Structure, find, run, split_bias, zeros
 
 ALIVE = 0.05  # of all intermediate results, the share that XLA keeps at one moment
@@ -164,7 +164,8 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
     plan : Plan
     order : str
     f1, f2 : dict
-        The entries of `order` in `features`; f2 may be None for f1 again.
+        The entries of `order` in `features`. With f2 = None it is f1 again, and the kernel is
+        symmetric to the last bit.
     reduce : str
 
     Returns
@@ -174,19 +175,19 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
         for "trace" and "sum", here summed over the outputs.
     """
 
-    def shares() -> Iterator[tuple[int, Blocks]]:
+    def shares() -> Iterator[tuple[int, Pieces]]:
         for i in f1:
             shape = None
             if i >= 0:
                 shape = plan.shapes[i]
                 shape = shape._replace(b=shape.b * len(plan.alike(i)))
-            blocks = ORDERS[order].contract(f1[i], None if f2 is None else f2[i], shape, reduce)
+            pieces = ORDERS[order].contract(f1[i], None if f2 is None else f2[i], shape, reduce)
             if not plan.apart:
-                yield -1, blocks
+                yield -1, pieces
             else:
-                yield leaf_of(plan.parts[i]) if i >= 0 else -1 - i, blocks
+                yield leaf_of(plan.parts[i]) if i >= 0 else -1 - i, pieces
 
-    return summed(shares(), reduce)
+    return summed(shares(), reduce, mirror=f2 is None)
 
 
 class Work(NamedTuple):
