@@ -166,6 +166,6 @@ def kernels(
 ) -> Any:
     """Compute the kernel of each leaf of the outputs."""
     call = Call(f, params, x1, x2, outputs, options)
-    structure = jax.tree.structure(output_shapes(f, params, x1))
     with jax.default_matmul_precision(options.precision):
+        structure = jax.tree.structure(output_shapes(f, params, x1))
         return structure.unflatten([_kernel(job, call) for job in jobs(call)])

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from lazyjax.derivatives import jvp, linearization
 from lazyjax.kernels import structured
 from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.orders import ORDERS, cheapest_order, efficiency, of_jacobians, summed, symmetric
+from lazyjax.kernels.orders import (
+    ORDERS,
+    cheapest_order,
+    efficiency,
+    of_jacobians,
+    summed,
+    symmetric,
+)
 
 Weights = list[jax.Array]  # the leaves that are differentiated
 

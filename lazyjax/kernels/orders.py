@@ -118,7 +118,7 @@ def _whole(pieces: Pieces, reduce: str) -> jax.Array:
 def summed(
     shares: Iterable[tuple[int, Pieces]], reduce: str, *, mirror: bool
 ) -> dict[int, jax.Array]:
-    """Add up what belongs to the same leaf; mirror it where it is a kernel of a batch with itself."""
+    """Add up what belongs to the same leaf; `mirror` the kernel of a batch with itself."""
     found: dict[int, Pieces] = {}
     for leaf, pieces in shares:
         found[leaf] = jax.tree.map(jnp.add, found[leaf], pieces) if leaf in found else pieces
