@@ -33,7 +33,7 @@ from benchmarks.ntk.race import RIVALS, Entry, Run, Setting, race
 NOTES = """\
 Seconds of one call. Over ours: the rival's seconds over ours, the median of the pairs, or of single
 times where it was too slow to be paired. Operations: multiply-adds; of the rate: two operations
-each, over the rate of a 2048^3 product in JAX just before. Peak: what the process grew by in its
+each, over the rate of a 2048^3 product in JAX before or after. Peak: what the process grew by in its
 first call; XLA: temporaries and results of the compiled code. With K = 1 full and trace are equal.
 * neural-tangents in blocks is nt.batch, timed on 256 examples and scaled by the pairs of blocks."""
 
@@ -180,7 +180,8 @@ def read(file: Path) -> dict[Setting, list[Entry]]:
         values = json.loads(line)
         setting = Setting(*(values.pop(name) for name in Setting._fields))
         found.setdefault(setting, {})[values["name"]] = Entry(**values)
-    return {setting: list(entries.values()) for setting, entries in found.items()}
+    order = settings(tuple(cases.CASES))
+    return {setting: list(found[setting].values()) for setting in order if setting in found}
 
 
 def _measure(config: Config, run: Run, console: Console) -> dict[Setting, list[Entry]]:
@@ -222,6 +223,8 @@ def main(config: Config) -> None:
         raise SystemExit(f"--against must be some of {names}, got {strangers}")
     console = Console(width=124)
     if config.show is not None:
+        if not config.show.is_file():
+            raise SystemExit(f"--show must be a file that --save has written, got {config.show}")
         results = read(config.show)
         for setting, entries in results.items():
             console.print(contenders_table(setting, entries))
