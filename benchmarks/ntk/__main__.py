@@ -33,8 +33,9 @@ from benchmarks.ntk.race import RIVALS, Entry, Run, Setting, race
 NOTES = """\
 Seconds of one call. Over ours: the rival's seconds over ours, the median of the pairs, or of single
 times where it was too slow to be paired. Operations: multiply-adds; of the rate: two operations
-each, over the rate of a 2048^3 product in JAX before or after. Peak: what the process grew by in its
-first call; XLA: temporaries and results of the compiled code. With K = 1 full and trace are equal.
+each, over the rate of a 2048^3 product in JAX before or after, the faster. Peak: what the process
+grew by in its first call; XLA: temporaries and results of the compiled code. With K = 1 full and
+trace are equal.
 * neural-tangents in blocks is nt.batch, timed on 256 examples and scaled by the pairs of blocks."""
 
 

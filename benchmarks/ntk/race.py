@@ -73,7 +73,7 @@ class Entry:
     ratios: list[float] = field(default_factory=list)  # its seconds over ours, pair by pair
     scale: float = 1.0  # of times that were taken on fewer examples
     operations: float | None = None
-    rate: float | None = None  # of a matrix product before or after, the faster, operations a second
+    rate: float | None = None  # operations a second of a matrix product, before or after
 
     @property
     def ratio(self) -> float | None:
