@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import jax
 import numpy as np
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from kernel_reference import (
     ORDERED,
@@ -17,7 +17,7 @@ from kernel_reference import (
     quickly,
     reduced,
 )
-from random_models import build, nets
+from random_models import Layer, Net, build, nets
 
 from lazyjax.kernels import METHODS, REDUCTIONS, ntk
 from lazyjax.kernels.costs import RATES, rates
@@ -49,7 +49,19 @@ CALLS = st.builds(
 )
 
 
+CLOSED_CALL = Net(  # its derivative by x has a closed_call, whose jaxpr goes by another name
+    (2, 2),
+    [
+        Layer("recurrence", {"features": None, "reverse": False, "bias": False}, "none", "remat"),
+        Layer("within_heads", {}, "none", "jit"),
+        Layer("dense_of_the_mean", {"outputs": 1}, "none", "none"),
+    ],
+    "grad",
+)
+
+
 @given(nets(), CALLS)
+@example(CLOSED_CALL, Call(DEFAULT, "none", False, 3, None, "all", None, rates().cache))
 def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         f, params, x1, x2 = build(net, call.n1, call.n2)

@@ -12,6 +12,7 @@ from lazyjax import checks
 from lazyjax.kernels.arguments import path_of
 from lazyjax.kernels.budgets import candidates, counted, peak
 from lazyjax.kernels.computation import check, jobs
+from lazyjax.kernels.jaxprs import inner
 from lazyjax.kernels.orders import ORDERS, cheapest_order
 from lazyjax.kernels.structured import Plan, plan
 from lazyjax.types import ModelFunction, Params
@@ -134,8 +135,7 @@ def _equation(jaxpr: Any, place: tuple[int, ...]) -> Any:
     equation = jaxpr.eqns[place[0]]
     if len(place) == 1:
         return equation
-    inner = equation.params["jaxpr"]
-    return _equation(getattr(inner, "jaxpr", inner), place[1:])
+    return _equation(inner(equation).jaxpr, place[1:])
 
 
 def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> list[Leaf]:

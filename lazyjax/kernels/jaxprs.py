@@ -13,7 +13,7 @@ INLINE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpo
 
 def inner(equation: Any) -> ClosedJaxpr:
     """Give the jaxpr of an equation that has one."""
-    found = equation.params["jaxpr"]
+    found = equation.params["call_jaxpr" if "call_jaxpr" in equation.params else "jaxpr"]
     return found if isinstance(found, ClosedJaxpr) else ClosedJaxpr(found, ())
 
 
