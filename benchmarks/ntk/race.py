@@ -249,11 +249,12 @@ def race(run: Run, setting: Setting) -> Iterator[Entry]:
         try:
             while ours.worker is not None and len(ours.times) < run.pairs:
                 ours.times.append(_seconds(ours.worker))
-            if ours.worker is not None:  # the machine may have been slow before
-                again = ours.worker.do("rate")["rate"]
-                ours.entry.rate = max(ours.entry.rate or 0, again)
         except Failed as failure:
             ours.fail(failure)
+        if ours.worker is not None:
+            with contextlib.suppress(Failed):  # the machine may have been slow before
+                again = ours.worker.do("rate")["rate"]
+                ours.entry.rate = max(ours.entry.rate or 0, again)
         if ours.times:
             ours.entry.seconds = statistics.median(ours.times)
     finally:

@@ -101,7 +101,7 @@ def tiled(
         those below it, mirrored.
     rows, columns : int
         Examples in a tile, at most.
-    prepare : callable
+    prepare : callable, optional
         From a block of `one` or `other` to its features: of `one` once a row of tiles, of `other`
         for each tile. None if they are features.
 
@@ -173,8 +173,8 @@ def _sides(engine: Engine, group: str, task: Task) -> int:
         return max(task.n1, task.n2)
     side = max(1, int((rates().cache / 8 / engine.tiles[group]) ** 0.5))
     if task.symmetric:
-        rows = _ROWS // (task.outputs if task.reduce == "none" else 1)
-        rows = 1 if group == "apply" else rows  # which multiplies one example at a time
+        # "apply" multiplies one example at a time
+        rows = 1 if group == "apply" else _ROWS // task.rows
         side = min(side, max(-(-task.n1 // _TILES), rows, 1))
     return side
 
@@ -214,7 +214,7 @@ def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None, lev
     n, working = max(task.n1, task.n2), max(engine.working, 1)
     if n * working > rates().working:  # in a loop a block's results stay closer
         n = int(max(rates().working / 4, engine.weights) // working)
-    elif engine.weights > rates().cache and 0.75 * rates().slow < n <= rates().slow:
+    elif engine.weights > rates().cache and 0.75 * rates().slow < n <= rates().slow:  # 49 to 64
         n = -(-n // 2)
     at_once = max(1, n // 4 ** min(level, _KEPT))
     sides = (_side(task.n1, level), _side(task.n2, level))

@@ -23,7 +23,8 @@ class Rates(NamedTuple):
     fresh: float  # bytes of memory that is touched for the first time, a second
     cache: int  # bytes of intermediate results that stay close
     working: int  # bytes of intermediate results, up to which a batch is not worth a loop
-    slow: int  # rows at which a product with many weights takes longer than two of half of them
+    slow: int  # rows, or up to a quarter fewer, of a product with many weights that is slower than
+    # two of half of them; 0 if there is none
 
 
 RATES = {

@@ -58,6 +58,11 @@ class Task(NamedTuple):
         return self.outputs ** (2 if self.reduce == "none" else 1)
 
     @property
+    def rows(self) -> int:
+        """Rows that an example has in a product: its outputs, where they are mixed."""
+        return self.outputs if self.reduce == "none" else 1
+
+    @property
     def tiles(self) -> float:
         """Pairs of examples that are computed."""
         return self.n1 * self.n2 / (2 if self.symmetric else 1)
@@ -149,7 +154,7 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
         )
         return summed(shares, task.reduce, mirror=f2 is None)
 
-    rows = min(task.n1, task.n2) * (task.outputs if task.reduce == "none" else 1)
+    rows = min(task.n1, task.n2) * task.rows
     featured = task.examples * (1 + 2 * task.outputs) * forward
     contracted = task.tiles * task.pairs * parameters
     kept = task.outputs * parameters * dtype.itemsize

@@ -358,7 +358,7 @@ def efficiency(rows: int) -> float:
 def seconds(name: str, s: Shape, task: Any, itemsize: int) -> float:
     """Predict how long a part takes, by the rates of the backend."""
     cost, rate = ORDERS[name].cost(s, task.reduce), rates()
-    rows = min(task.n1, task.n2) * (s.outputs if task.reduce == "none" else 1)
+    rows = min(task.n1, task.n2) * task.rows
     products = rate.products * (efficiency(rows) if cost.skinny else 1)
     formed = task.passes if name == "slices" else 1
     return task.tiles * (2 * cost.pair / products + cost.touched * itemsize / rate.bytes) + (
