@@ -1,0 +1,5 @@
+"""The kernel as a linear operator: products, solves, eigenpairs, traces and log-determinants."""
+
+from lazyjax.operators.algebra import KernelOperator, as_operator, operator
+
+__all__ = ["KernelOperator", "as_operator", "operator"]
