@@ -1,0 +1,364 @@
+"""The empirical NTK as an operator: K v = J1 (J2^T v), within a budget of memory, on many devices."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from lazyjax import checks
+from lazyjax.kernels import matrix
+from lazyjax.kernels.arguments import output_shapes
+from lazyjax.kernels.budgets import bytes_of, written
+from lazyjax.kernels.computation import Call, Options, check, kernels
+from lazyjax.kernels.costs import rates
+from lazyjax.operators.algebra import KernelOperator, operator
+from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, cost
+from lazyjax.types import ModelFunction, Params
+
+REDUCTIONS = ("none", "trace", "sum")
+"""Those of `ntk` that are one matrix."""
+
+_VECTORS = 64  # that are multiplied at once, at most
+
+
+class Side(NamedTuple):
+    """How the examples of one batch lie on the devices."""
+
+    n: int
+    local: int  # examples of a device; the last are copies where n does not divide
+
+
+class Form(NamedTuple):
+    """What is static about an operator."""
+
+    setting: Setting
+    outputs: int  # of an example, as products see them
+    mean: int  # K, over which the reduction takes the mean; 1 for "none"
+    left: Side
+    right: Side
+    symmetric: bool  # one batch
+    at_once: int  # vectors
+    mesh: Mesh | None
+
+    def swapped(self) -> "Form":
+        return self._replace(left=self.right, right=self.left)
+
+
+def _shared_out(form: Form, function: Any, *shared: bool) -> Any:
+    """Let each device run a function on its share of the arguments that are shared out (axis 0)."""
+    if form.mesh is None:
+        return function
+    here = PartitionSpec(form.mesh.axis_names)
+    specs = tuple(here if own else PartitionSpec() for own in shared)
+    return jax.shard_map(
+        function, mesh=form.mesh, in_specs=specs[:-1], out_specs=specs[-1], check_vma=False
+    )
+
+
+def _pad(a: jax.Array, side: Side, devices: int, *, copies: bool) -> jax.Array:
+    """Let each device have as many examples, the last ones copies or zeros."""
+    missing = side.local * devices - side.n
+    if not missing:
+        return a
+    return jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), "edge" if copies else "constant")
+
+
+def _devices(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else mesh.devices.size
+
+
+@partial(jax.jit, static_argnames=("form", "right"))
+def _prepared(arrays: Arrays, x: Any, *, form: Form, right: bool) -> Any:
+    """Compute what is kept of one batch, with the devices on axis 0."""
+    setting, side = form.setting, form.right if right else form.left
+
+    def local(arrays: Arrays, x: Any) -> Any:
+        return jax.tree.map(lambda a: a[None], KEEPS[setting.keep].prepare(arrays, x, setting))
+
+    x = jax.tree.map(lambda a: _pad(jnp.asarray(a), side, _devices(form.mesh), copies=True), x)
+    with jax.default_matmul_precision(setting.precision):
+        return _shared_out(form, local, False, True, True)(arrays, x)
+
+
+@partial(jax.jit, static_argnames="form")
+def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form) -> jax.Array:
+    """Multiply v (n C, V), or (n, V) for the trace: the left batch by the right one."""
+    setting, mesh = form.setting, form.mesh
+    traced = setting.reduce == "trace"
+    n, outputs = form.right.n, form.outputs
+    vectors = v.T.reshape(-1, n) if traced else v.T.reshape(-1, n, outputs)
+    vectors = jax.vmap(partial(_pad, side=form.right, devices=_devices(mesh), copies=False))(
+        vectors
+    )
+
+    def local(arrays: Arrays, kept: Any, other: Any, vectors: jax.Array) -> jax.Array:
+        kept, other = jax.tree.map(lambda a: a[0], (kept, other))
+        maps = KEEPS[setting.keep].maps
+        left = maps(arrays, kept, setting)
+        right = left if form.symmetric else maps(arrays, other, setting)
+
+        def through(at: tuple[jax.Array, Any]) -> jax.Array:
+            u = right.pull(*at)
+            return left.push(u if mesh is None else jax.lax.psum(u, mesh.axis_names), at[1])
+
+        if mesh is not None:
+            start = jax.lax.axis_index(mesh.axis_names) * form.right.local
+            vectors = jax.lax.dynamic_slice_in_dim(vectors, start, form.right.local, 1)
+        if traced:
+            every = jnp.repeat(vectors, outputs, 0), jnp.tile(jnp.arange(outputs), len(vectors))
+        else:
+            every = vectors, None
+        found = jax.lax.map(through, every, batch_size=form.at_once)
+        if traced:
+            found = jnp.sum(found.reshape(-1, outputs, found.shape[1]), 1)
+        if mesh is not None:
+            found = jax.lax.all_gather(found, mesh.axis_names, axis=1, tiled=True)
+        return found
+
+    with jax.default_matmul_precision(setting.precision):
+        found = _shared_out(form, local, False, True, True, False, False)(
+            arrays, kept, other, vectors
+        )
+    found = found[:, : form.left.n] / form.mean
+    return found.reshape(len(vectors), -1).T.astype(v.dtype)
+
+
+class Product(NamedTuple):
+    """A product as a static function of its arrays; equal ones compile once."""
+
+    form: Form
+
+    def __call__(self, arrays: Arrays, kept: Any, other: Any, v: jax.Array) -> jax.Array:
+        return _product(arrays, kept, other, v, form=self.form)
+
+
+class Rows(NamedTuple):
+    """Rows of the kernel, likewise."""
+
+    options: Options
+
+    def __call__(self, call: tuple[Any, ...], examples: jax.Array) -> jax.Array:
+        f, params, x1, x2, outputs = call
+        chosen = jax.tree.map(lambda a: jnp.asarray(a)[examples], x1)
+        other = x1 if x2 is None else x2
+        (kernel,) = jax.tree.leaves(
+            kernels(f, params, chosen, other, outputs, options=self.options)
+        )
+        return matrix(kernel)
+
+
+def _form(
+    call: Call, *, keep: str, block: int, outputs: int, parameters: int, mesh: Mesh | None
+) -> Form:
+    n1 = checks.batch("x1", call.x1)
+    n2 = n1 if call.x2 is None else checks.batch("x2", call.x2)
+    options, devices = call.options, _devices(mesh)
+
+    def side(n: int) -> Side:
+        local = -(-n // devices)
+        return Side(n, -(-local // min(block, local)) * min(block, local))
+
+    itemsize = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))[0].dtype.itemsize
+    left, right = side(n1), side(n2)
+    return Form(
+        setting=Setting(options.wrt, options.reduce, keep, block, options.precision),
+        outputs=1 if options.reduce == "sum" else outputs,
+        mean=1 if options.reduce == "none" else outputs,
+        left=left,
+        right=right,
+        symmetric=call.x2 is None,
+        at_once=int(np.clip(rates().working // (parameters * itemsize), 1, _VECTORS)),
+        mesh=mesh,
+    )
+
+
+def _peak(call: Call, arrays: Arrays, form: Form) -> int:
+    """Give the bytes at the peak of setting up and of one product, as XLA counts them."""
+
+    def needed(lowered: Any) -> int:
+        analysis = lowered.compile().memory_analysis()
+        if analysis is None:
+            raise ValueError(
+                "`memory` needs a backend on which XLA tells what code needs, got "
+                f"{jax.default_backend()}. Use `keep`."
+            )
+        return (
+            analysis.argument_size_in_bytes
+            + analysis.output_size_in_bytes
+            + analysis.temp_size_in_bytes
+            - analysis.alias_size_in_bytes
+        )
+
+    x2 = call.x1 if call.x2 is None else call.x2
+    kept = jax.eval_shape(partial(_prepared, form=form, right=False), arrays, call.x1)
+    other = jax.eval_shape(partial(_prepared, form=form, right=True), arrays, x2)
+    size = form.right.n * (1 if form.setting.reduce == "trace" else form.outputs)
+    dtype = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))[0].dtype
+    v = jax.ShapeDtypeStruct((size, 1), dtype)
+    return max(
+        needed(_prepared.lower(arrays, call.x1, form=form, right=False)),
+        needed(_product.lower(arrays, kept, other, v, form=form)),
+    )
+
+
+def _fitting(call: Call, arrays: Arrays, forms: list[Form], memory: int | float | str) -> Form:
+    """Give the first form that keeps to a budget."""
+    budget, least = bytes_of(memory), []
+    for form in forms:
+        least.append(_peak(call, arrays, form))
+        if least[-1] <= budget:
+            return form
+    raise ValueError(
+        f"`memory` must be at least {written(1.005 * min(least))} for products with this kernel, "
+        f"inputs included, got {memory!r}. Use that, or fewer examples."
+    )
+
+
+def _size(params: Params, wrt: tuple[bool, ...]) -> int:
+    return sum(np.size(w) for w, own in zip(jax.tree.leaves(params), wrt, strict=True) if own)
+
+
+def _choose(call: Call, arrays: Arrays, form: Any, keep: str, memory: Any) -> Form:
+    """Choose what is kept, and how many examples are evaluated at once."""
+    options = call.options
+    local = max(checks.batch("x", x) for x in (call.x1, call.x2) if x is not None)
+    costs = cost(arrays, Setting(options.wrt, options.reduce, "features", 1, options.precision))
+    keeps = sorted(costs, key=lambda name: costs[name].seconds) if keep == "auto" else [keep]
+    if memory is None:
+        return form(keep=keeps[0], block=local)
+    blocks = [-(-local // 2**i) for i in range(local.bit_length())]
+    forms = [
+        form(keep=name, block=block)
+        for name in keeps
+        for block in (blocks if name == "nothing" else blocks[:1])
+    ]
+    return _fitting(call, arrays, forms, memory)
+
+
+def ntk_operator(
+    f: ModelFunction,
+    params: Params,
+    x1: Any,
+    x2: Any | None = None,
+    *,
+    reduce: str = "none",
+    ridge: ArrayLike = 0.0,
+    keep: str = "auto",
+    wrt: Any = None,
+    outputs: Sequence[int] | None = None,
+    memory: int | float | str | None = None,
+    mesh: Mesh | None = None,
+    precision: str = "highest",
+) -> KernelOperator:
+    """Give the empirical NTK as an operator, its entries never computed.
+
+    K v = J(x1) (J(x2)^T v) + ridge v
+
+    Parameters
+    ----------
+    f, params, x1, x2, wrt, outputs, precision
+        As for `ntk`; f with one output array.
+    reduce : str
+        `"none"`, the kernel of all outputs, (N1 K, N2 K) as `matrix` has it; `"trace"` or `"sum"`,
+        (N1, N2).
+    ridge : float
+        0 or more, in the units of the kernel; only with `x2=None`.
+    keep : str
+        What is kept between two products: `"nothing"`, `"residuals"` of one linearization, or
+        `"features"`, those of the kernel engine. `"auto"`: what makes products fastest, by counted
+        operations and bytes, within the budget (Notes).
+    memory : str or number of bytes, optional
+        A budget like `"2GiB"`, for each device: parameters, inputs, what is kept, and the work of a
+        product with one vector, as XLA counts them.
+    mesh : jax.sharding.Mesh, optional
+        Devices to share out the examples to, over all its axes; the sum J^T v is exchanged, and
+        vectors are held whole on each.
+
+    Returns
+    -------
+    KernelOperator
+        Of the dtype of y.
+
+    Raises
+    ------
+    TypeError
+        As `ntk`, or if f has more than one output array.
+    ValueError
+        As `ntk`; if `reduce` or `keep` is unknown, f has no reverse mode, the ridge is negative or
+        given with x2, or `memory` is too little: the message says what would do.
+
+    Notes
+    -----
+    With F multiply-adds for one evaluation, a product takes about 5 F an example if nothing is kept
+    and the batch is evaluated at once (6 F in blocks), and 4 F with residuals: 1.7 and 1.3
+    gradients. Features take two products with them, without any derivative, and K times the memory
+    of an evaluation. `"trace"` is K such products, but for features that are read once.
+
+    References
+    ----------
+    Pearlmutter 1994, "Fast exact multiplication by the Hessian" (J u and J^T v as derivatives).
+    Novak, Sohl-Dickstein, Schoenholz 2022, section 3.2 (NTK-vector products).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> f = lambda w, x: jnp.tanh(x @ w)
+    >>> K = ntk_operator(f, jnp.ones((2, 3)), jnp.ones((4, 2)), ridge=0.1)
+    >>> K.shape, (K @ jnp.ones(12)).shape
+    ((12, 12), (12,))
+    """
+    checks.one_of("reduce", reduce, REDUCTIONS)
+    checks.one_of("keep", keep, ["auto", *KEEPS])
+    checks.not_negative("ridge", ridge)
+    call = check(
+        f,
+        params,
+        x1,
+        x2,
+        reduce=reduce,
+        method="auto",
+        wrt=wrt,
+        per_leaf=False,
+        outputs=outputs,
+        batch_size=None,
+        precision=precision,
+    )
+    unshifted = checks.is_known(ridge) and not np.any(ridge)
+    if x2 is not None and not unshifted:
+        raise ValueError(
+            f"`ridge` must be 0 for the kernel of two batches, got {ridge}. Leave out `x2`."
+        )
+    shapes = jax.tree.leaves(output_shapes(call.f, params, x1))
+    if len(shapes) != 1:
+        raise TypeError(
+            f"`f` must return one array for an operator, got {len(shapes)}. Concatenate them in f."
+        )
+    out = shapes[0].shape if call.outputs is None else call.outputs.shape
+    k = math.prod(out)
+    arrays = Arrays(call.f, params, call.outputs, jax.tree.map(lambda a: jnp.asarray(a[:1]), x1))
+    if mesh is not None:
+        mesh = Mesh(mesh.devices, mesh.axis_names)  # `jax.make_mesh` has explicit axes
+        options, everywhere = call.options, NamedSharding(mesh, PartitionSpec())
+        call, arrays = jax.device_put((call._replace(options=None), arrays), everywhere)
+        call = call._replace(options=options)
+    form = partial(_form, call, outputs=k, parameters=_size(params, call.options.wrt), mesh=mesh)
+    chosen = _choose(call, arrays, form, keep, memory)
+    left = _prepared(arrays, call.x1, form=chosen, right=False)
+    right = left if call.x2 is None else _prepared(arrays, call.x2, form=chosen, right=True)
+    found = operator(
+        Partial(Product(chosen), arrays, left, right),
+        Partial(Product(chosen.swapped()), arrays, right, left),
+        rows=Partial(Rows(call.options), call.arrays),
+        shape=(chosen.left.n * k // chosen.mean, chosen.right.n * k // chosen.mean),
+        dtype=shapes[0].dtype,
+        outputs=k // chosen.mean,
+        psd=x2 is None,
+    )
+    return found if unshifted else found + ridge
