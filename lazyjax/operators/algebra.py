@@ -114,7 +114,7 @@ class KernelOperator:
     __radd__, __rmul__ = __add__, __mul__
 
     @property
-    def T(self) -> "KernelOperator":  # noqa: N802  (numpy's name)
+    def T(self) -> "KernelOperator":
         """The transpose."""
         if self.psd:
             return self
@@ -211,8 +211,8 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
     Parameters
     ----------
     kernel : (N1, N2, *out, *out) or (N1, N2)
-        From `ntk`. Where N1 = N2 and it is symmetric to rounding, it counts as the kernel of a batch
-        with itself, positive semi-definite.
+        From `ntk`. Where N1 = N2 and it is symmetric to rounding, it counts as the kernel of a
+        batch with itself, positive semi-definite.
     ridge : float
         0 or more: the operator is K + ridge I.
 
@@ -225,8 +225,8 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
     TypeError
         If the kernel holds no floats.
     ValueError
-        If the axes after the first two are not a shape twice, or the ridge is negative or added to a
-        kernel that is not square.
+        If the axes after the first two are not a shape twice, or the ridge is negative or added to
+        a kernel that is not square.
 
     Examples
     --------

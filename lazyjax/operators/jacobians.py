@@ -17,10 +17,8 @@ from lazyjax.derivatives import linearization
 from lazyjax.kernels import structured
 from lazyjax.kernels.arguments import model_of, split
 from lazyjax.kernels.blocks import even, in_blocks
-from lazyjax.kernels.costs import operations, rates, results
+from lazyjax.kernels.costs import rates, results
 from lazyjax.kernels.factors import Shape
-
-_ALIVE = 2  # bytes made by a forward pass that its residuals take, at most this many times
 
 
 class Setting(NamedTuple):
@@ -30,6 +28,7 @@ class Setting(NamedTuple):
     reduce: str
     keep: str  # a row of `KEEPS`
     block: int  # examples that are evaluated at once, where nothing is kept
+    chunk: int  # for the trace, outputs whose products are taken at once; otherwise 0
     precision: str
 
 
@@ -56,10 +55,14 @@ def batch_function(arrays: Arrays, setting: Setting) -> tuple[list[jax.Array], C
 
 
 class Maps(NamedTuple):
-    """The two products with the Jacobian (n, C) x P of one batch."""
+    """The two products with the Jacobian (n, C) x P of one batch, for vectors v at once.
 
-    pull: Callable[[jax.Array, Any], Any]  # c (n, C) -> J^T c; with k, c (n,) is for output k alone
-    push: Callable[[Any, Any], jax.Array]  # u -> J u (n, C); with k, (n,)
+    For the trace each goes with outputs `start`, `start + 1`, .., `chunk` of them: c (v, n) is
+    taken for each of these outputs alone, u has them on axis 1, and J u is summed over them.
+    """
+
+    pull: Callable[[jax.Array, Any], Any]  # c (v, n, C) -> J^T c (v, ..)
+    push: Callable[[Any, Any], jax.Array]  # u (v, ..) -> J u (v, n, C)
 
 
 class Keep(NamedTuple):
@@ -72,22 +75,26 @@ class Keep(NamedTuple):
 # --- through the model -------------------------------------------------------------------------
 
 
-def _alone(c: jax.Array, k: Any, outputs: int) -> jax.Array:
-    """Spread c (n,) to output k of (n, C)."""
-    return c[:, None] * jax.nn.one_hot(k, outputs, dtype=c.dtype)[None]
-
-
-def _of_linear(product: Callable[[Any], jax.Array], w: list[jax.Array]) -> Maps:
+def _of_linear(product: Callable[[Any], jax.Array], w: list[jax.Array], chunk: int) -> Maps:
     """Give the maps of the linear function v -> J v."""
-    like = jax.eval_shape(product, w)
+    outputs = jax.eval_shape(product, w).shape[1]
     transposed = jax.linear_transpose(product, w)
 
-    def pull(c: jax.Array, k: Any) -> Any:
-        return transposed(c if k is None else _alone(c, k, like.shape[1]))[0]
+    def pull(c: jax.Array, start: Any) -> Any:
+        def one(c: jax.Array) -> Any:
+            return transposed(c)[0]
 
-    def push(u: Any, k: Any) -> jax.Array:
-        found = product(u)
-        return found if k is None else found[:, k]
+        if not chunk:
+            return jax.vmap(one)(c)
+        directions = jax.nn.one_hot(start + jnp.arange(chunk), outputs, dtype=c.dtype)
+        return jax.vmap(jax.vmap(one))(c[:, None, :, None] * directions[None, :, None])
+
+    def push(u: Any, start: Any) -> jax.Array:
+        if not chunk:
+            return jax.vmap(product)(u)
+        found = jax.vmap(jax.vmap(product))(u)  # (v, chunk, n, C)
+        directions = jax.nn.one_hot(start + jnp.arange(chunk), outputs, dtype=found.dtype)
+        return jnp.einsum("vjnc,jc->vn", found, directions)
 
     return Maps(pull, push)
 
@@ -98,30 +105,35 @@ def _linearize(arrays: Arrays, x: Any, setting: Setting) -> Any:
 
 
 def _by_residuals(arrays: Arrays, kept: Any, setting: Setting) -> Maps:
-    return _of_linear(kept, split(arrays.params, setting.wrt)[0])
+    return _of_linear(kept, split(arrays.params, setting.wrt)[0], setting.chunk)
 
 
 def _by_evaluation(arrays: Arrays, x: Any, setting: Setting) -> Maps:
-    n = jax.tree.leaves(x)[0].shape[0]
-    if setting.block >= n:
+    n, size = jax.tree.leaves(x)[0].shape[0], setting.block
+    if size >= n:
         return _by_residuals(arrays, _linearize(arrays, x, setting), setting)
-    w, _ = batch_function(arrays, setting)
-    cut = jax.tree.map(lambda a: a.reshape(-1, setting.block, *a.shape[1:]), x)
+    cut = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), x)
 
     def maps(x: Any) -> Maps:
-        return _of_linear(_linearize(arrays, x, setting), w)
+        return _by_residuals(arrays, _linearize(arrays, x, setting), setting)
 
-    def pull(c: jax.Array, k: Any) -> Any:
+    def pull(c: jax.Array, start: Any) -> Any:
         def step(u: Any, at: Any) -> tuple[Any, None]:
             x, c = at
-            return jax.tree.map(jnp.add, u, maps(x).pull(c, k)), None
+            return jax.tree.map(jnp.add, u, maps(x).pull(c, start)), None
 
-        zero = jax.tree.map(jnp.zeros_like, w)
-        return jax.lax.scan(step, zero, (cut, c.reshape(-1, setting.block, *c.shape[1:])))[0]
+        blocks = jnp.moveaxis(c.reshape(len(c), -1, size, *c.shape[2:]), 1, 0)
+        first = jax.tree.map(lambda a: a[0], (cut, blocks))
+        zero = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype),
+            jax.eval_shape(lambda at: maps(at[0]).pull(at[1], start), first),
+        )
+        return jax.lax.scan(step, zero, (cut, blocks))[0]
 
-    def push(u: Any, k: Any) -> jax.Array:
-        found = jax.lax.map(lambda x: maps(x).push(u, k), cut)
-        return found.reshape(-1, *found.shape[2:])
+    def push(u: Any, start: Any) -> jax.Array:
+        found = jax.lax.map(lambda x: maps(x).push(u, start), cut)  # (blocks, v, size, ..)
+        found = jnp.moveaxis(found, 0, 1)
+        return found.reshape(len(found), n, *found.shape[3:])
 
     return Maps(pull, push)
 
@@ -129,19 +141,14 @@ def _by_evaluation(arrays: Arrays, x: Any, setting: Setting) -> Maps:
 # --- through the features of the kernel engine -------------------------------------------------
 
 
-def _by_factors(s: Shape, outputs: int) -> float:
-    """Count the multiply-adds of one product by factors, for an example and its outputs."""
-    return s.b * s.s * ((1 if s.tokens else s.p) * s.q + outputs * s.q)
-
-
 def _order(s: Shape) -> str:
     """Choose what is kept of a part: its Jacobian, or the two factors of it."""
-    if s.mixed:
-        return "jacobian"
-    return "jacobian" if s.jacobian <= min(s.factors, _by_factors(s, s.outputs)) else "gram"
+    multiplied = s.b * s.s * s.q * ((1 if s.tokens else s.p) + s.outputs)
+    return "jacobian" if s.mixed or s.jacobian <= min(s.factors, multiplied) else "gram"
 
 
-def _plan(arrays: Arrays, setting: Setting) -> tuple[structured.Plan, list[jax.Array]]:
+def plan_of(arrays: Arrays, setting: Setting) -> tuple[structured.Plan, list[jax.Array]]:
+    """Plan the features of a model; refuse one without reverse mode."""
     model = model_of(
         arrays.f,
         arrays.params,
@@ -153,68 +160,92 @@ def _plan(arrays: Arrays, setting: Setting) -> tuple[structured.Plan, list[jax.A
     )
     if not model.reverse:
         raise ValueError(
-            "`f` must have a derivative in reverse mode for products with its kernel, and has forward "
-            "mode only (a while loop). Use ntk(f, params, x) and as_operator."
+            "`f` must have a derivative in reverse mode for products with its kernel, and has "
+            "forward mode only (a while loop). Use as_operator(ntk(f, params, x))."
         )
     return structured.plan(model.jaxpr, len(model.w), _order, apart=False), model.w
 
 
 def _features(arrays: Arrays, x: Any, setting: Setting) -> Any:
-    plan, w = _plan(arrays, setting)
+    plan, w = plan_of(arrays, setting)
     made = results(plan.jaxpr.jaxpr) * (1 + plan.jaxpr.out_avals[0].shape[0])
-    n = jax.tree.leaves(x)[0].shape[0]
     at_once = int(rates().working / 4 // max(1.0, structured.ALIVE * made))
+    n = jax.tree.leaves(x)[0].shape[0]
     return in_blocks(partial(structured.features, plan, w), x, even(n, max(1, at_once)))
 
 
-def _pull_part(f: Any, s: Shape, c: jax.Array) -> Any:
-    z = jnp.einsum("nkbsq,nk->nbsq", f.d, c)
+def _weighted(d: jax.Array, c: jax.Array, chunk: int) -> jax.Array:
+    """Sum d (n, k, ..) over the outputs, weighed by c; for the trace each alone, (v, j, n, ..)."""
+    if chunk:
+        return jnp.moveaxis(d, 1, 0)[None] * c.reshape(len(c), 1, -1, *(1,) * (d.ndim - 2))
+    if len(c) == 1:  # a product of matrices has no rows then
+        return jnp.sum(d * c[0].reshape(*d.shape[:2], *(1,) * (d.ndim - 2)), 1)[None, None]
+    return jnp.einsum("nk...,vnk->vn...", d, c)[:, None]
+
+
+def _pull_part(f: Any, s: Shape, c: jax.Array, chunk: int) -> Any:
+    z = _weighted(f.d, c, chunk)  # (v, j, n, b, s, q)
     if s.tokens:
         ids = jnp.where(f.a >= 0, f.a, s.tokens).reshape(-1)
-        return jax.ops.segment_sum(z.reshape(-1, s.q), ids, num_segments=s.tokens), None
-    bias = jnp.sum(z, (0, 2)) * s.bias**0.5 if s.bias else None
-    return jnp.einsum("nbsp,nbsq->bpq", f.a, z), bias
+
+        def summed(z: jax.Array) -> jax.Array:
+            return jax.ops.segment_sum(z.reshape(-1, s.q), ids, num_segments=s.tokens)
+
+        return jax.vmap(jax.vmap(summed))(z), None
+    bias = jnp.sum(z, (2, 4)) * s.bias**0.5 if s.bias else None
+    return jnp.einsum("nbsp,vjnbsq->vjbpq", f.a, z), bias
 
 
-def _push_part(f: Any, s: Shape, u: Any) -> jax.Array:
+def _push_part(f: Any, s: Shape, u: Any, chunk: int) -> jax.Array:
     weight, bias = u
     if s.tokens:
-        z = jnp.where((f.a >= 0)[..., None], weight[jnp.maximum(f.a, 0)], 0)[:, None]
+        found = weight[:, :, jnp.maximum(f.a, 0)]  # (v, j, n, s, q)
+        z = jnp.where((f.a >= 0)[None, None, :, :, None], found, 0)[:, :, :, None]
     else:
-        z = jnp.einsum("nbsp,bpq->nbsq", f.a, weight)
-        z = z if bias is None else z + bias[None, :, None] * s.bias**0.5
-    return jnp.einsum("nkbsq,nbsq->nk", f.d, z)
+        z = jnp.einsum("nbsp,vjbpq->vjnbsq", f.a, weight)
+        z = z if bias is None else z + bias[:, :, None, :, None] * s.bias**0.5
+    return _read(f.d, z, chunk)
+
+
+def _read(d: jax.Array, z: jax.Array, chunk: int) -> jax.Array:
+    """Multiply z (v, j, n, ..) by d (n, k, ..): (v, n, k), or for the trace (v, n)."""
+    rest = tuple(range(3, z.ndim))
+    if chunk:
+        return jnp.sum(jnp.moveaxis(d, 1, 0)[None] * z, (1, *rest))
+    if len(z) == 1:
+        return jnp.sum(d * z[0, 0][:, None], tuple(range(2, d.ndim)))[None]
+    return jnp.einsum("nkz,vnz->vnk", d.reshape(*d.shape[:2], -1), z.reshape(len(z), len(d), -1))
 
 
 def _of_features(arrays: Arrays, kept: Any, setting: Setting) -> Maps:
-    plan, _ = _plan(arrays, setting)
-    shapes = dict(enumerate(plan.shapes))
+    plan, _ = plan_of(arrays, setting)
+    shapes, chunk = dict(enumerate(plan.shapes)), setting.chunk
 
-    def of_output(k: Any) -> Any:
-        if k is None:
-            return kept
-        chosen = partial(jax.lax.dynamic_index_in_dim, index=k, axis=1)
-        factors = {i: f._replace(d=chosen(f.d)) for i, f in kept.get("gram", {}).items()}
-        return {"gram": factors, "jacobian": jax.tree.map(chosen, kept.get("jacobian", {}))}
+    def chosen(start: Any) -> tuple[dict[int, Any], dict[int, jax.Array]]:
+        factors, jacobians = kept.get("gram", {}), kept.get("jacobian", {})
+        if not chunk or chunk == plan.jaxpr.out_avals[0].shape[0]:
+            return factors, jacobians
 
-    def pull(c: jax.Array, k: Any) -> Any:
-        own, c = of_output(k), c if k is None else c[:, None]
-        return {
-            "gram": {i: _pull_part(f, shapes[i], c) for i, f in own.get("gram", {}).items()},
-            "jacobian": {
-                i: jnp.einsum("nkp,nk->p", j, c) for i, j in own.get("jacobian", {}).items()
-            },
-        }
+        def outputs(d: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(d, start, chunk, 1)
 
-    def push(u: Any, k: Any) -> jax.Array:
-        own = of_output(k)
-        found = [_push_part(f, shapes[i], u["gram"][i]) for i, f in own.get("gram", {}).items()]
-        found += [
-            jnp.einsum("nkp,p->nk", j, u["jacobian"][i])
-            for i, j in own.get("jacobian", {}).items()
-        ]
-        total = sum(found[1:], found[0])
-        return total if k is None else total[:, 0]
+        factors = {i: f._replace(d=outputs(f.d)) for i, f in factors.items()}
+        return factors, jax.tree.map(outputs, jacobians)
+
+    def pull(c: jax.Array, start: Any) -> Any:
+        factors, jacobians = chosen(start)
+        through = "nkp,vn->vkp" if chunk else "nkp,vnk->vp"
+        return (
+            {i: _pull_part(f, shapes[i], c, chunk) for i, f in factors.items()},
+            {i: jnp.einsum(through, j, c) for i, j in jacobians.items()},
+        )
+
+    def push(u: Any, start: Any) -> jax.Array:
+        factors, jacobians = chosen(start)
+        through = "nkp,vkp->vn" if chunk else "nkp,vp->vnk"
+        found = [_push_part(f, shapes[i], u[0][i], chunk) for i, f in factors.items()]
+        found += [jnp.einsum(through, j, u[1][i]) for i, j in jacobians.items()]
+        return sum(found[1:], found[0])
 
     return Maps(pull, push)
 
@@ -227,36 +258,3 @@ KEEPS = {
 """What is kept of a batch between two products: the batch alone, and its examples are evaluated
 again, `block` of them at once; the residuals of one linearization; or the features of the kernel
 engine."""
-
-
-class Cost(NamedTuple):
-    """What a way to keep a batch costs, of one example."""
-
-    seconds: float  # of one product there and back, by the rates of the backend
-    bytes: float  # that are kept
-
-
-def cost(arrays: Arrays, setting: Setting) -> dict[str, Cost]:
-    """Predict what each row of `KEEPS` costs, for one example."""
-    plan, _ = _plan(arrays, setting)
-    rate, jaxpr = rates(), plan.jaxpr.jaxpr
-    dtype, outputs = plan.jaxpr.out_avals[0].dtype, plan.jaxpr.out_avals[0].shape[0]
-    vectors = outputs if setting.reduce == "trace" else 1
-    forward, made = operations(jaxpr), results(jaxpr)
-
-    def seconds(multiply_adds: float, read: float) -> float:
-        return 2 * multiply_adds / rate.small + read / rate.bytes
-
-    seen = 1 if setting.reduce == "trace" else outputs  # that one product multiplies
-    plain = sum(plan.jaxpr.in_avals[i].size for i in plan.plain)
-    kept, multiplied = outputs * plain, seen * plain
-    for s, order in zip(plan.shapes, plan.orders, strict=True):
-        held = order == "jacobian"
-        kept += s.jacobian if held else s.factors
-        multiplied += seen * s.jacobian / outputs if held else _by_factors(s, seen)
-    kept *= dtype.itemsize
-    return {
-        "nothing": Cost(seconds((1 + 4 * vectors) * forward, 3 * vectors * made), 0),
-        "residuals": Cost(seconds(4 * vectors * forward, 2 * vectors * made), _ALIVE * made),
-        "features": Cost(seconds(2 * vectors * multiplied, 2 * kept), kept),
-    }

@@ -1,4 +1,4 @@
-"""The empirical NTK as an operator: K v = J1 (J2^T v), within a budget of memory, on many devices."""
+"""The empirical NTK as an operator, K v = J1 (J2^T v): within a budget, and on many devices."""
 
 import math
 from collections.abc import Sequence
@@ -19,12 +19,13 @@ from lazyjax.kernels.budgets import bytes_of, written
 from lazyjax.kernels.computation import Call, Options, check, kernels
 from lazyjax.kernels.costs import rates
 from lazyjax.operators.algebra import KernelOperator, operator
-from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, cost
+from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, plan_of
 from lazyjax.types import ModelFunction, Params
 
 REDUCTIONS = ("none", "trace", "sum")
 """Those of `ntk` that are one matrix."""
 
+_FASTEST = {False: ("residuals", "nothing"), True: ("features", "residuals", "nothing")}
 _VECTORS = 64  # that are multiplied at once, at most
 
 
@@ -62,9 +63,9 @@ def _shared_out(form: Form, function: Any, *shared: bool) -> Any:
     )
 
 
-def _pad(a: jax.Array, side: Side, devices: int, *, copies: bool) -> jax.Array:
+def _pad(a: jax.Array, side: Side, mesh: Mesh | None, *, copies: bool) -> jax.Array:
     """Let each device have as many examples, the last ones copies or zeros."""
-    missing = side.local * devices - side.n
+    missing = side.local * _devices(mesh) - side.n
     if not missing:
         return a
     return jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), "edge" if copies else "constant")
@@ -82,7 +83,7 @@ def _prepared(arrays: Arrays, x: Any, *, form: Form, right: bool) -> Any:
     def local(arrays: Arrays, x: Any) -> Any:
         return jax.tree.map(lambda a: a[None], KEEPS[setting.keep].prepare(arrays, x, setting))
 
-    x = jax.tree.map(lambda a: _pad(jnp.asarray(a), side, _devices(form.mesh), copies=True), x)
+    x = jax.tree.map(lambda a: _pad(jnp.asarray(a), side, form.mesh, copies=True), x)
     with jax.default_matmul_precision(setting.precision):
         return _shared_out(form, local, False, True, True)(arrays, x)
 
@@ -91,12 +92,10 @@ def _prepared(arrays: Arrays, x: Any, *, form: Form, right: bool) -> Any:
 def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form) -> jax.Array:
     """Multiply v (n C, V), or (n, V) for the trace: the left batch by the right one."""
     setting, mesh = form.setting, form.mesh
-    traced = setting.reduce == "trace"
-    n, outputs = form.right.n, form.outputs
-    vectors = v.T.reshape(-1, n) if traced else v.T.reshape(-1, n, outputs)
-    vectors = jax.vmap(partial(_pad, side=form.right, devices=_devices(mesh), copies=False))(
-        vectors
-    )
+    tail = () if setting.chunk else (form.outputs,)
+    vectors = v.T.reshape(v.shape[1], form.right.n, *tail)
+    at_once = min(form.at_once, len(vectors))
+    vectors = jnp.swapaxes(_pad(jnp.swapaxes(vectors, 0, 1), form.right, mesh, copies=False), 0, 1)
 
     def local(arrays: Arrays, kept: Any, other: Any, vectors: jax.Array) -> jax.Array:
         kept, other = jax.tree.map(lambda a: a[0], (kept, other))
@@ -104,20 +103,22 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
         left = maps(arrays, kept, setting)
         right = left if form.symmetric else maps(arrays, other, setting)
 
-        def through(at: tuple[jax.Array, Any]) -> jax.Array:
-            u = right.pull(*at)
-            return left.push(u if mesh is None else jax.lax.psum(u, mesh.axis_names), at[1])
+        def through(c: jax.Array, start: Any) -> jax.Array:
+            u = right.pull(c, start)
+            return left.push(u if mesh is None else jax.lax.psum(u, mesh.axis_names), start)
+
+        def one(c: jax.Array) -> jax.Array:
+            if not setting.chunk:
+                return through(c, None)
+            starts = jnp.arange(0, form.outputs, setting.chunk)
+            if len(starts) == 1:
+                return through(c, starts[0])
+            return jnp.sum(jax.lax.map(partial(through, c), starts), 0)
 
         if mesh is not None:
             start = jax.lax.axis_index(mesh.axis_names) * form.right.local
             vectors = jax.lax.dynamic_slice_in_dim(vectors, start, form.right.local, 1)
-        if traced:
-            every = jnp.repeat(vectors, outputs, 0), jnp.tile(jnp.arange(outputs), len(vectors))
-        else:
-            every = vectors, None
-        found = jax.lax.map(through, every, batch_size=form.at_once)
-        if traced:
-            found = jnp.sum(found.reshape(-1, outputs, found.shape[1]), 1)
+        found = _in_turn(one, vectors, at_once)
         if mesh is not None:
             found = jax.lax.all_gather(found, mesh.axis_names, axis=1, tiled=True)
         return found
@@ -128,6 +129,17 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
         )
     found = found[:, : form.left.n] / form.mean
     return found.reshape(len(vectors), -1).T.astype(v.dtype)
+
+
+def _in_turn(function: Any, vectors: jax.Array, at_once: int) -> jax.Array:
+    """Apply a function to so many vectors after so many; the last are filled up with zeros."""
+    count = len(vectors)
+    if at_once >= count:
+        return function(vectors)
+    turns = -(-count // at_once)
+    filled = jnp.zeros((turns * at_once, *vectors.shape[1:]), vectors.dtype).at[:count].set(vectors)
+    found = jax.lax.map(function, filled.reshape(turns, at_once, *vectors.shape[1:]))
+    return found.reshape(turns * at_once, *found.shape[2:])[:count]
 
 
 class Product(NamedTuple):
@@ -166,15 +178,17 @@ def _form(
         return Side(n, -(-local // min(block, local)) * min(block, local))
 
     itemsize = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))[0].dtype.itemsize
-    left, right = side(n1), side(n2)
+    at_once = int(np.clip(rates().working // (parameters * itemsize), 1, _VECTORS))
+    chunk = max(c for c in range(1, outputs + 1) if outputs % c == 0 and c <= at_once)
+    chunk = chunk if options.reduce == "trace" else 0
     return Form(
-        setting=Setting(options.wrt, options.reduce, keep, block, options.precision),
+        setting=Setting(options.wrt, options.reduce, keep, block, chunk, options.precision),
         outputs=1 if options.reduce == "sum" else outputs,
         mean=1 if options.reduce == "none" else outputs,
-        left=left,
-        right=right,
+        left=side(n1),
+        right=side(n2),
         symmetric=call.x2 is None,
-        at_once=int(np.clip(rates().working // (parameters * itemsize), 1, _VECTORS)),
+        at_once=max(1, at_once // max(1, chunk)),
         mesh=mesh,
     )
 
@@ -227,10 +241,8 @@ def _size(params: Params, wrt: tuple[bool, ...]) -> int:
 
 def _choose(call: Call, arrays: Arrays, form: Any, keep: str, memory: Any) -> Form:
     """Choose what is kept, and how many examples are evaluated at once."""
-    options = call.options
     local = max(checks.batch("x", x) for x in (call.x1, call.x2) if x is not None)
-    costs = cost(arrays, Setting(options.wrt, options.reduce, "features", 1, options.precision))
-    keeps = sorted(costs, key=lambda name: costs[name].seconds) if keep == "auto" else [keep]
+    keeps = _FASTEST[call.options.reduce == "trace"] if keep == "auto" else (keep,)
     if memory is None:
         return form(keep=keeps[0], block=local)
     blocks = [-(-local // 2**i) for i in range(local.bit_length())]
@@ -349,6 +361,7 @@ def ntk_operator(
         call, arrays = jax.device_put((call._replace(options=None), arrays), everywhere)
         call = call._replace(options=options)
     form = partial(_form, call, outputs=k, parameters=_size(params, call.options.wrt), mesh=mesh)
+    plan_of(arrays, form(keep="nothing", block=1).setting)  # for models that it refuses
     chosen = _choose(call, arrays, form, keep, memory)
     left = _prepared(arrays, call.x1, form=chosen, right=False)
     right = left if call.x2 is None else _prepared(arrays, call.x2, form=chosen, right=True)

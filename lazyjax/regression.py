@@ -1,0 +1,338 @@
+"""The tangent model trained to any time, by products with its kernel alone.
+
+Kernel regression is training to the end: a linear system. Before the end the coefficients are a
+function of the kernel applied to the residual at the start, -S(t, K) (f0 - y) in the words of
+`dynamics`, which Lanczos' method takes from a small tridiagonal matrix.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from lazyjax import checks
+from lazyjax.dynamics import Dynamics
+from lazyjax.operators import KernelOperator, NotConverged, solve
+from lazyjax.operators.lanczos import lanczos
+from lazyjax.types import ModelFunction, Params
+
+_FIRST_DEPTH = 16
+
+
+class Regression(NamedTuple):
+    """A trained tangent model.
+
+    Attributes
+    ----------
+    coefficients : (*t.shape, N, *out)
+        a(t), with params(t) = params0 + J^T a(t).
+    fit : (*t.shape, N, *out)
+        f(t) - f0 on the training points, Theta a(t).
+    error : float
+        What is missing, as the root of the mean square over that of f0 - y: of the equation at
+        t = infinity, by how much the fit changed when the Krylov space was last doubled before it.
+    products : int
+        Products with the kernel that it took, a block of vectors counted once.
+    """
+
+    coefficients: jax.Array
+    fit: jax.Array
+    error: float
+    products: int
+
+
+def _columns(A: KernelOperator, y: jax.Array) -> jax.Array:
+    """Give values (N, *out) as vectors (n, B): one, or one an output where they share A."""
+    if A.shape[0] == y.size:
+        return y.reshape(-1, 1)
+    if A.shape[0] == y.shape[0]:
+        return y.reshape(y.shape[0], -1)
+    raise ValueError(
+        f"`y` must have shape (N, *out) with N or N K = {A.shape[0]}, got {y.shape}. "
+        "Use the kernel of the points of `y`."
+    )
+
+
+@partial(jax.jit, static_argnames=("depth", "continuous"))
+def _trained(
+    A: KernelOperator,
+    residual: jax.Array,
+    t: jax.Array,
+    rate: jax.Array,
+    momentum: jax.Array,
+    *,
+    depth: int,
+    continuous: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Compute coefficients and fit (T, n, B) in Krylov spaces of the residual (n, B)."""
+    found = lanczos(A, residual.T, depth=depth)
+    values, inner = jnp.linalg.eigh(found.matrix)
+
+    def column(vectors: jax.Array, values: jax.Array, inner: jax.Array, r0: jax.Array) -> Any:
+        ritz = vectors.T @ inner
+        run = Dynamics(
+            eigenvalues=values - A.shift,
+            eigenvectors=ritz,
+            residual=inner[:1].T * jnp.linalg.norm(r0),
+            f0=jnp.zeros_like(r0),
+            rate=rate,
+            momentum=momentum,
+            ridge=A.shift,
+            largest=2 * (1 + momentum),
+            continuous=continuous,
+            shared=True,
+        )
+        return run.coefficients(t), run.train(t)
+
+    every = jax.vmap(column, out_axes=-1)
+    return every(found.vectors, values, inner, residual.T)
+
+
+def _check_time(t: Any, learning_rate: Any, momentum: Any) -> np.ndarray:
+    t = np.asarray(t, float)
+    if np.any(np.isnan(t)) or np.any(t < 0):
+        raise ValueError(f"`t` must be 0 or more, got {t}. Training starts at 0.")
+    if learning_rate is None:
+        return t
+    checks.positive("learning_rate", learning_rate)
+    if not 0 <= float(momentum) < 1:
+        raise ValueError(f"`momentum` must be in [0, 1), got {momentum}. Use 0.9.")
+    if np.any(t[np.isfinite(t)] % 1):
+        raise ValueError(
+            f"`t` must be whole steps of gradient descent, got {t}. "
+            "Use np.rint(t), or leave out `learning_rate` for times of the flow."
+        )
+    return t
+
+
+def _check_stable(A: KernelOperator, residual: jax.Array, rate: float, momentum: float) -> None:
+    """Refuse an infinite time above the critical learning rate, as the residual sees it."""
+    found = lanczos(A, residual.T, depth=min(_FIRST_DEPTH, A.shape[0]))
+    times = rate * float(jnp.max(jnp.linalg.eigvalsh(found.matrix))) / (2 * (1 + momentum))
+    if times > 1:
+        raise ValueError(
+            "`t` must be finite above the critical learning rate, where gradient descent diverges, "
+            f"got infinity at {times:.3g} times that rate. Lower `learning_rate`, or leave it out."
+        )
+
+
+def _in_growing_spaces(
+    run: Callable[..., tuple[jax.Array, jax.Array]], norm: float, tolerance: float, most: int
+) -> tuple[jax.Array, jax.Array, float, int]:
+    """Double the depth until the fit stays; give coefficients, fit, its change and the products."""
+    depth, taken, before, error = 1, 0, None, np.inf
+    while True:
+        depth = min(most, max(_FIRST_DEPTH, 2 * depth))
+        coefficients, fit = run(depth=depth)
+        taken += depth
+        if before is not None:
+            error = float(jnp.max(jnp.linalg.norm(fit - before, axis=(1, 2)))) / max(norm, 1e-300)
+        if depth == fit.shape[1]:  # the whole space
+            return coefficients, fit, 0.0, taken
+        if error <= tolerance:
+            return coefficients, fit, error, taken
+        if depth == most:
+            raise NotConverged(
+                f"The trained model changed by {error:.1e} of f0 - y when the Krylov space was "
+                f"last enlarged, to {depth} products, not by {tolerance:.1e} or less. Use more "
+                "`products`, smaller times, or a larger ridge.",
+                (coefficients, fit),
+            )
+        before = fit
+
+
+def kernel_regression(
+    A: KernelOperator,
+    y: ArrayLike,
+    f0: ArrayLike,
+    *,
+    t: Any = np.inf,
+    learning_rate: float | None = None,
+    momentum: float = 0.0,
+    tolerance: float | None = None,
+    products: int = 1000,
+    preconditioner: Any = None,
+) -> Regression:
+    """Train the tangent model to time t, by products with its kernel.
+
+    a(infinity) = (Theta + ridge I)^-1 (y - f0);  a(t) = -S(t, Theta) (f0 - y), as in `dynamics`
+
+    Parameters
+    ----------
+    A : KernelOperator
+        Theta + ridge of the training points, from `ntk_operator`, `as_operator` or a stored kernel.
+        Of shape (N K, N K), or (N, N) for a kernel that is the same for every output.
+    y, f0 : (N, *out)
+        Targets, and outputs at the start.
+    t : array of any shape
+        Steps or times; infinity, the default, is the end of training.
+    learning_rate : float, optional
+        Of gradient descent, t being its steps; without it t is a time of the gradient flow.
+    momentum : float
+        Of the heavy ball, in [0, 1).
+    tolerance : float, optional
+        Of the result, relative to f0 - y; the root of the dtype's epsilon by default.
+    products : int
+        With the kernel, at most, for each kind of t.
+    preconditioner : optional
+        For t = infinity, from `nystrom`.
+
+    Returns
+    -------
+    Regression
+
+    Raises
+    ------
+    TypeError
+        If A is no operator, or y or f0 hold no floats.
+    ValueError
+        If shapes do not fit or a value is not finite; if t is negative, or no whole step of
+        gradient descent; if t is finite and the learning rate above twice the critical one, or t is
+        infinite and it is above the critical one.
+    NotConverged
+        If the tolerance was not reached with so many products.
+
+    Notes
+    -----
+    Finite times share one Krylov space, of which N K numbers a product are kept. It needs about as
+    many products as the root of the largest c (lambda + ridge) t (`dynamics` has c), or as
+    conjugate gradients where that is less. In parameter space the same training is `train` of
+    `linearize(f, params0)` with `optax.sgd`.
+
+    References
+    ----------
+    Lee et al. 2019, equations 8-11. Druskin and Knizhnerman 1989, "Two polynomial methods of
+    calculating functions of symmetric matrices" (the Lanczos method for f(A) b).
+
+    Examples
+    --------
+    >>> A = as_operator(jnp.eye(2), ridge=1.0)
+    >>> kernel_regression(A, jnp.ones((2, 1)), jnp.zeros((2, 1))).fit[:, 0].tolist()
+    [0.5, 0.5]
+    """
+    checks.floating("y", y)
+    checks.floating("f0", f0)
+    y, f0 = jnp.asarray(y), jnp.asarray(f0)
+    if f0.shape != y.shape or not y.ndim:
+        raise ValueError(
+            f"`y` must have the shape of `f0`, {f0.shape}, got {y.shape}. "
+            "Pass f0 = f(params0, x) and its targets."
+        )
+    checks.finite("y", y)
+    checks.finite("f0", f0)
+    t = _check_time(t, learning_rate, momentum)
+    checks.whole("products", products, least=1)
+    if tolerance is None:
+        tolerance = float(jnp.finfo(A.dtype).eps) ** 0.5
+    checks.positive("tolerance", tolerance)
+    residual = _columns(A, f0 - y).astype(A.dtype)
+    rate = 2 * (learning_rate or 1.0) / y.size
+    if learning_rate is not None and np.any(np.isinf(t)):
+        _check_stable(A, residual, rate, momentum)
+
+    flat = t.reshape(-1)
+    coefficients = np.zeros((len(flat), *residual.shape), A.dtype)
+    fit, errors, taken = coefficients.copy(), [0.0], 0
+    finite = np.isfinite(flat)
+    if np.any(~finite):
+        solution = solve(
+            A, -residual, tolerance=tolerance, iterations=products, preconditioner=preconditioner
+        )
+        coefficients[~finite] = solution.x
+        fit[~finite] = -residual - A.shift * solution.x  # Theta a, as (Theta + shift) a = -residual
+        errors.append(float(jnp.max(solution.residuals[-1])))
+        taken += solution.iterations
+    if np.any(finite):
+        run = partial(_trained, A, residual, jnp.asarray(flat[finite], A.dtype))
+        settings = jnp.asarray(rate, A.dtype), jnp.asarray(momentum, A.dtype)
+        *found, error, spent = _in_growing_spaces(
+            partial(run, *settings, continuous=learning_rate is None),
+            float(jnp.linalg.norm(residual)),
+            tolerance,
+            min(products, A.shape[0]),
+        )
+        coefficients[finite], fit[finite] = found
+        errors.append(error)
+        taken += spent
+    shape = (*t.shape, *y.shape)
+    return Regression(
+        jnp.asarray(coefficients).reshape(shape),
+        jnp.asarray(fit).reshape(shape),
+        max(errors),
+        taken,
+    )
+
+
+@partial(jax.jit, static_argnames="size")
+def _pulled_back(f: ModelFunction, params0: Params, x: Any, c: Any, *, size: int) -> Params:
+    def step(total: Params, at: Any) -> tuple[Params, None]:
+        x, c = at
+        _, pullback = jax.vjp(lambda w: f(w, x), params0)
+        return jax.tree.map(jnp.add, total, pullback(c)[0]), None
+
+    blocks = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, c))
+    return jax.lax.scan(step, params0, blocks)[0]
+
+
+def tangent_parameters(
+    f: ModelFunction, params0: Params, x: Any, coefficients: ArrayLike, *, batch_size: int = 256
+) -> Params:
+    """Give the parameters of a trained tangent model, params0 + J(x)^T a.
+
+    With them `linearize(f, params0)` predicts on any input, without a kernel between test and
+    training points.
+
+    Parameters
+    ----------
+    f : ModelFunction
+    params0 : pytree of floats
+        The anchor.
+    x : array (N, ...) or pytree
+        The training inputs.
+    coefficients : (N, *out)
+        a, of one time.
+    batch_size : int
+        Examples that are differentiated at once.
+
+    Returns
+    -------
+    pytree like `params0`
+
+    Raises
+    ------
+    TypeError
+        If `f` is not callable, `params0` or the coefficients hold no floats, or the batch size is
+        no whole number.
+    ValueError
+        If the coefficients do not have the shape of f(params0, x), or the batch size is below 1.
+
+    Examples
+    --------
+    >>> f = lambda w, x: x @ w
+    >>> tangent_parameters(f, jnp.zeros((2, 1)), jnp.eye(2), jnp.ones((2, 1)))[:, 0].tolist()
+    [1.0, 1.0]
+    """
+    f = checks.model_function(f)
+    checks.floating("params0", params0)
+    checks.floating("coefficients", coefficients)
+    checks.whole("batch_size", batch_size, least=1)
+    n = checks.batch("x", x)
+    (like,) = jax.tree.leaves(jax.eval_shape(f, params0, x))
+    if np.shape(coefficients) != like.shape:
+        raise ValueError(
+            f"`coefficients` must have the shape of f(params0, x), {like.shape}, got "
+            f"{np.shape(coefficients)}. Pass those of one time, a[i]."
+        )
+    size = min(batch_size, n)
+    missing = -n % size
+
+    def pad(a: Any, mode: str) -> jax.Array:
+        return jnp.pad(jnp.asarray(a), [(0, missing)] + [(0, 0)] * (np.ndim(a) - 1), mode)
+
+    x = jax.tree.map(lambda a: pad(a, "edge"), x)
+    c = pad(jnp.asarray(coefficients, like.dtype), "constant")
+    return _pulled_back(f, params0, x, c, size=size)

@@ -1,0 +1,276 @@
+"""Random features whose inner products are the kernel, made from the factors of the Jacobian.
+
+A count sketch sends coordinate i of a vector to place h(i) with the sign s(i), and adds up what
+meets there: inner products are kept in expectation. That of an outer product a (x) d is the
+circular convolution of those of a and of d. So a part of the model is sketched without its gradient where
+that is large, and through it where it is small, one part after the other.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lazyjax import checks
+from lazyjax.kernels import ntk, structured
+from lazyjax.kernels.arguments import model_of, output_shapes
+from lazyjax.kernels.blocks import even, in_blocks
+from lazyjax.kernels.computation import check
+from lazyjax.kernels.costs import rates, results
+from lazyjax.kernels.factors import Factors, Shape
+from lazyjax.kernels.orders import jacobian_of
+from lazyjax.types import ModelFunction, Params
+
+
+class Sketch(NamedTuple):
+    """Random features of a batch.
+
+    Attributes
+    ----------
+    features : (N, *out, dimension)
+        z, with E[z(x)_k . z(x')_l] = Theta(x, x')_kl.
+    error : float
+        norm(Z - Theta)_F / norm(Theta)_F, Z the inner products of the features, on pairs of
+        examples that were drawn for it.
+    standard_error : float
+        Of the error, from the spread over those examples.
+    """
+
+    features: jax.Array
+    error: float
+    standard_error: float
+
+
+class _Hash(NamedTuple):
+    """Places and signs for P coordinates, as even as can be: none gets two before all have one."""
+
+    order: jax.Array  # (turns D,): the coordinate at turn t and place i, or P or more for none
+    signs: jax.Array  # (turns D,), in that order
+
+
+def _hash(key: jax.Array, size: int, dimension: int, dtype: Any) -> _Hash:
+    slots = -(-size // dimension) * dimension
+    order_key, sign_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, slots)
+    return _Hash(order, jax.random.rademacher(sign_key, (slots,), dtype))
+
+
+def _sketched(key: jax.Array, values: jax.Array, dimension: int) -> jax.Array:
+    """Sketch (.., P) to (.., dimension)."""
+    size, lead = values.shape[-1], values.shape[:-1]
+    order, signs = _hash(key, size, dimension, values.dtype)
+    signs = jnp.where(order < size, signs, 0).reshape((1,) * len(lead) + (-1,))
+    taken = jnp.take(values, jnp.minimum(order, size - 1), axis=-1) * signs
+    return jnp.sum(taken.reshape(*lead, -1, dimension), -2)
+
+
+def _sketched_tokens(
+    key: jax.Array, tokens: jax.Array, size: int, dimension: int, dtype: Any
+) -> Any:
+    """Sketch one-hot vectors: (n, s) to (n, 1, s, dimension); a token below 0 is none."""
+    order, signs = _hash(key, size, dimension, dtype)
+    slot = jnp.argsort(order)[jnp.maximum(tokens, 0)]
+    sign = jnp.where(tokens >= 0, signs[slot], 0)
+    return (sign[..., None] * jax.nn.one_hot(slot % dimension, dimension, dtype=dtype))[:, None]
+
+
+def _through_gradient(key: jax.Array, f: Factors, shape: Shape, dimension: int) -> jax.Array:
+    """Form the Jacobian of a part, (n, k, P), and sketch it."""
+    return _sketched(key, jax.vmap(lambda own: jacobian_of(own, shape))(f), dimension)
+
+
+def _through_factors(key: jax.Array, f: Factors, shape: Shape, dimension: int) -> jax.Array:
+    """Sketch sum_bs a_bs (x) d_kbs, each b with hashes of its own."""
+    left, right = jax.random.split(key)
+
+    def each(key: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+        sketch = jax.vmap(partial(_sketched, dimension=dimension), (0, axis), axis)
+        return sketch(jax.random.split(key, shape.b), values)
+
+    if shape.tokens:
+        a = _sketched_tokens(left, f.a, shape.tokens, dimension, f.d.dtype)
+    else:
+        a = each(left, f.a, 1)
+    both = jnp.einsum("nbsf,nkbsf->nkf", jnp.fft.rfft(a), jnp.fft.rfft(each(right, f.d, 2)))
+    return jnp.fft.irfft(both, dimension)
+
+
+_FFT = 8  # multiply-adds of a transform of length D, over D log2(D), with what goes with it
+
+
+def _way(shape: Shape, dimension: int) -> Callable[..., jax.Array]:
+    """Choose the cheaper way to sketch a part."""
+    k, positions = shape.outputs, shape.b * shape.s
+    if shape.mixed:
+        return _through_gradient
+    formed = k * shape.b * shape.q * ((0 if shape.tokens else shape.s * shape.p) + shape.p)
+    transforms = (positions * (1 + k) + k) * _FFT * dimension * math.log2(max(2, dimension))
+    return _through_gradient if formed < transforms else _through_factors
+
+
+@partial(jax.jit, static_argnames=("dimension", "wrt", "precision"))
+def _features(
+    key: jax.Array,
+    f: Partial,
+    params: Params,
+    x: Any,
+    outputs: Any,
+    *,
+    dimension: int,
+    wrt: tuple[bool, ...],
+    precision: str,
+) -> jax.Array:
+    """Compute the features (N, K, dimension), block by block and part by part."""
+    model = model_of(f, params, x, wrt, leaf=0, outputs=outputs, summed=False)
+    if not model.reverse:
+        raise ValueError(
+            "`f` must have a derivative in reverse mode for a sketch of its kernel, and has "
+            "forward mode only (a while loop). Use ntk(f, params, x)."
+        )
+    plan = structured.plan(model.jaxpr, len(model.w), lambda shape: "gram", apart=False)
+
+    def of_block(x: Any) -> jax.Array:
+        found = structured.features(plan, model.w, x)
+        keys = iter(jax.random.split(key, 2 * len(plan.parts) + len(found.get("jacobian", {})) + 1))
+        shares: list[Callable[[], jax.Array]] = []
+        for i, factors in found.get("gram", {}).items():
+            shape = plan.shapes[i]._replace(b=factors.d.shape[2])
+            way = _way(shape, dimension)
+            shares.append(partial(way, next(keys), factors, shape, dimension))
+            if shape.bias:
+                bias = jnp.sum(factors.d, 3).reshape(*factors.d.shape[:2], -1) * shape.bias**0.5
+                shares.append(partial(_sketched, next(keys), bias, dimension))
+        for jacobian in found.get("jacobian", {}).values():
+            shares.append(partial(_sketched, next(keys), jacobian, dimension))
+        return sum((share() for share in shares[1:]), shares[0]())
+
+    made = results(plan.jaxpr.jaxpr) * (1 + plan.jaxpr.out_avals[0].shape[0])
+    at_once = int(rates().working / 4 // max(1.0, structured.ALIVE * made))
+    n = checks.batch("x", x)
+    with jax.default_matmul_precision(precision):
+        return in_blocks(of_block, x, even(n, max(1, at_once)))
+
+
+def sketch(
+    key: jax.Array,
+    f: ModelFunction,
+    params: Params,
+    x: Any,
+    *,
+    dimension: int,
+    wrt: Any = None,
+    outputs: Sequence[int] | None = None,
+    pairs: int = 256,
+    precision: str = "highest",
+) -> Sketch:
+    """Make random features whose inner products are the empirical NTK in expectation.
+
+    E[z(x)_k . z(x')_l] = <df_k(x) / dparams, df_l(x') / dparams>
+
+    Parameters
+    ----------
+    key : key
+        Of the hashes and of the pairs. Two batches share their features' space if they are sketched
+        with the same key.
+    f, params, x, wrt, outputs, precision
+        As for `ntk`; f with one output array.
+    dimension : int
+        D, of the features.
+    pairs : int
+        Pairs of different examples on which the error is measured, about as many, drawn from x.
+
+    Returns
+    -------
+    Sketch
+
+    Raises
+    ------
+    TypeError
+        As `ntk`, or if f has more than one output array, or `dimension` or `pairs` is no whole
+        number.
+    ValueError
+        As `ntk`, or if f has no reverse mode, or `dimension` or `pairs` is below 1.
+
+    Notes
+    -----
+    The gradient of all parameters is never formed: a large product is sketched from its factors, at
+    O(D log D) a position and output, a small one through its own gradient, and then forgotten. An
+    inner product errs by about sqrt((|J|^2 |J'|^2 + (J . J')^2) / D), by up to three times that for
+    parts that are sketched from their factors. The trace kernel is
+    einsum("nkd,mkd->nm", z, z) / K.
+
+    References
+    ----------
+    Charikar, Chen, Farach-Colton 2002, "Finding frequent items in data streams" (count sketch).
+    Pham and Pagh 2013, "Fast and scalable polynomial kernels via explicit feature maps" (of outer
+    products). Zandieh, Han, Avron, Shoham, Kim, Shin 2021, "Scaling neural tangent kernels via
+    sketching and random features".
+
+    Examples
+    --------
+    >>> f = lambda w, x: jnp.tanh(x @ w)
+    >>> z = sketch(jax.random.key(0), f, jnp.ones((2, 3)), jnp.ones((4, 2)), dimension=50).features
+    >>> z.shape
+    (4, 3, 50)
+    """
+    checks.whole("dimension", dimension, least=1)
+    checks.whole("pairs", pairs, least=1)
+    call = check(
+        f,
+        params,
+        x,
+        None,
+        reduce="none",
+        method="auto",
+        wrt=wrt,
+        per_leaf=False,
+        outputs=outputs,
+        batch_size=None,
+        precision=precision,
+    )
+    shapes = jax.tree.leaves(output_shapes(call.f, params, x))
+    if len(shapes) != 1:
+        raise TypeError(
+            f"`f` must return one array for a sketch, got {len(shapes)}. Concatenate them in f."
+        )
+    hash_key, pair_key = jax.random.split(key)
+    z = _features(
+        hash_key,
+        call.f,
+        params,
+        x,
+        call.outputs,
+        dimension=dimension,
+        wrt=call.options.wrt,
+        precision=precision,
+    )
+    n = z.shape[0]
+    side = min(math.ceil(pairs**0.5), max(1, n // 2))
+    chosen = jax.random.permutation(pair_key, n)
+    one, other = (chosen[:side], chosen[side : 2 * side]) if n > 1 else (chosen, chosen)
+    x1, x2 = (jax.tree.map(lambda a, i=i: jnp.asarray(a)[i], x) for i in (one, other))
+    exact = ntk(f, params, x1, x2, wrt=wrt, outputs=outputs, precision=precision)
+    exact = exact.reshape(*exact.shape[:2], z.shape[1], z.shape[1])
+    found = jnp.einsum("nkd,mld->nmkl", z[one], z[other], precision=precision)
+    error, standard_error = _error(np.asarray(found), np.asarray(exact))
+    out = shapes[0].shape if call.outputs is None else call.outputs.shape
+    return Sketch(z.reshape(n, *out, dimension), error, standard_error)
+
+
+def _error(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Give the relative error, and its standard error by the jackknife over the examples."""
+    missed = np.sum((found - exact) ** 2, (2, 3))
+    whole = np.sum(exact**2, (2, 3))
+
+    def without(i: int) -> float:
+        return float((np.delete(missed, i, 0).sum() / np.delete(whole, i, 0).sum()) ** 0.5)
+
+    n = len(missed)
+    each = np.array([without(i) for i in range(n)]) if n > 1 else np.full(2, np.nan)
+    spread = float(np.sqrt((n - 1) * np.mean((each - each.mean()) ** 2)))
+    return float((missed.sum() / whole.sum()) ** 0.5), spread

@@ -1,0 +1,94 @@
+"""Random features: their inner products are the kernel in expectation, and the error is measured."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_operators import PARAMS, X1, X2, loop, model
+
+from lazyjax import ntk
+from lazyjax import sketches as sketches_module
+from lazyjax.sketches import sketch
+
+WAYS = {
+    "cheapest": sketches_module._way,
+    "factors": lambda s, _: sketches_module._through_gradient if s.mixed else sketches_module._through_factors,
+    "gradients": lambda s, _: sketches_module._through_gradient,
+}  # fmt: skip
+
+
+def products(z1, z2):
+    return np.einsum("nkd,mld->nmkl", z1, z2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_inner_products_are_the_kernel_in_expectation(way, monkeypatch):
+    """The mean over seeds nears the kernel as 1 / sqrt(seeds): it has no bias."""
+    monkeypatch.setattr(sketches_module, "_way", WAYS[way])
+    jax.clear_caches()
+    kernel, seeds = np.asarray(ntk(model, PARAMS, X1)), 150
+    found = np.stack(
+        [
+            products(z, z)
+            for z in (
+                sketch(jax.random.key(i), model, PARAMS, X1, dimension=64).features
+                for i in range(seeds)
+            )
+        ]
+    )
+    assert found.shape[1:] == kernel.shape
+    mean, spread = found.mean(0), found.std(0) / seeds**0.5
+    z_scores = (mean - kernel) / spread
+    assert np.abs(z_scores).max() < 5
+    assert 0.7 < np.sqrt(np.mean(z_scores**2)) < 1.4
+    error = np.linalg.norm(mean - kernel) / np.linalg.norm(kernel)
+    alone = np.mean([np.linalg.norm(one - kernel) for one in found]) / np.linalg.norm(kernel)
+    assert error < 2 * alone / seeds**0.5
+    jax.clear_caches()
+
+
+def test_the_error_falls_as_the_root_of_the_dimension_and_is_what_is_measured():
+    x = jax.tree.map(lambda a, b: jnp.concatenate([a, b] * 4), X1, X2)
+    kernel = np.asarray(ntk(model, PARAMS, x))
+    errors = []
+    for dimension in (256, 4096):
+        found = sketch(jax.random.key(0), model, PARAMS, x, dimension=dimension, pairs=24**2)
+        z = found.features
+        assert z.shape == (48, 3, dimension)
+        errors.append(np.linalg.norm(products(z, z) - kernel) / np.linalg.norm(kernel))
+        assert found.error == pytest.approx(errors[-1], rel=0.5)
+        assert 0 < found.standard_error < found.error
+    assert 2.5 < errors[0] / errors[1] < 6.5  # 4
+
+
+def test_one_key_gives_one_space():
+    key = jax.random.key(3)
+    z1 = sketch(key, model, PARAMS, X1, dimension=8192).features
+    z2 = sketch(key, model, PARAMS, X2, dimension=8192).features
+    kernel = ntk(model, PARAMS, X1, X2)
+    assert np.linalg.norm(products(z1, z2) - kernel) < 0.1 * np.linalg.norm(kernel)
+
+
+def test_outputs_and_wrt_choose_as_in_ntk():
+    options = {"outputs": (2, 0), "wrt": lambda path: "in" in path}
+    z = sketch(jax.random.key(0), model, PARAMS, X1, dimension=8192, **options).features
+    kernel = ntk(model, PARAMS, X1, **options)
+    assert z.shape == (7, 2, 8192)
+    assert np.linalg.norm(products(z, z) - kernel) < 0.1 * np.linalg.norm(kernel)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dimension": 0}, ValueError, "`dimension` must be at least 1, got 0"),
+        ({"dimension": 2.5}, TypeError, "`dimension` must be a whole number"),
+        ({"dimension": 8, "pairs": 0}, ValueError, "`pairs` must be at least 1, got 0"),
+        ({"dimension": 8, "f": lambda p, x: (model(p, x),) * 2}, TypeError, "`f` must return one array for a sketch"),
+        ({"dimension": 8, "f": loop, "params": jnp.ones(()), "x": jnp.ones((3, 2))}, ValueError, "`f` must have a derivative in reverse mode"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(options, error, message):
+    options = {"f": model, "params": PARAMS, "x": X1} | options
+    f, params, x = (options.pop(name) for name in ("f", "params", "x"))
+    with pytest.raises(error, match=message):
+        sketch(jax.random.key(0), f, params, x, **options)
