@@ -175,8 +175,8 @@ def sketch(
     Parameters
     ----------
     key : key
-        Of the hashes and of the pairs. Two batches share their features' space if they are sketched
-        with the same key.
+        Of the hashes and of the pairs. Batches whose features are to be multiplied need the same
+        one: `jax.random.clone(key)`.
     f, params, x, wrt, outputs, precision
         As for `ntk`; f with one output array.
     dimension : int
