@@ -2,8 +2,8 @@
 
 A count sketch sends coordinate i of a vector to place h(i) with the sign s(i), and adds up what
 meets there: inner products are kept in expectation. That of an outer product a (x) d is the
-circular convolution of those of a and of d. So a part of the model is sketched without its gradient where
-that is large, and through it where it is small, one part after the other.
+circular convolution of those of a and of d. So a part of the model is sketched without its gradient
+where that is large, and through it where it is small, one part after the other.
 """
 
 import math
@@ -49,68 +49,87 @@ class Sketch(NamedTuple):
 class _Hash(NamedTuple):
     """Places and signs for P coordinates, as even as can be: none gets two before all have one."""
 
-    order: jax.Array  # (turns D,): the coordinate at turn t and place i, or P or more for none
-    signs: jax.Array  # (turns D,), in that order
+    order: jax.Array  # (turns D,): the coordinate at turn t and place i, or P for none
+    signs: jax.Array  # (turns D,), in that order; 0 for none
 
 
 def _hash(key: jax.Array, size: int, dimension: int, dtype: Any) -> _Hash:
     slots = -(-size // dimension) * dimension
     order_key, sign_key = jax.random.split(key)
     order = jax.random.permutation(order_key, slots)
-    return _Hash(order, jax.random.rademacher(sign_key, (slots,), dtype))
+    signs = jax.random.rademacher(sign_key, (slots,), dtype)
+    return _Hash(jnp.minimum(order, size), jnp.where(order < size, signs, 0))
 
 
-def _sketched(key: jax.Array, values: jax.Array, dimension: int) -> jax.Array:
+def _sketched(own: _Hash, values: jax.Array, dimension: int) -> jax.Array:
     """Sketch (.., P) to (.., dimension)."""
     size, lead = values.shape[-1], values.shape[:-1]
-    order, signs = _hash(key, size, dimension, values.dtype)
-    signs = jnp.where(order < size, signs, 0).reshape((1,) * len(lead) + (-1,))
-    taken = jnp.take(values, jnp.minimum(order, size - 1), axis=-1) * signs
+    taken = jnp.take(values, jnp.minimum(own.order, size - 1), axis=-1)
+    taken = taken * own.signs.reshape((1,) * len(lead) + (-1,))
     return jnp.sum(taken.reshape(*lead, -1, dimension), -2)
 
 
-def _sketched_tokens(
-    key: jax.Array, tokens: jax.Array, size: int, dimension: int, dtype: Any
-) -> Any:
+def _sketched_tokens(own: _Hash, tokens: jax.Array, dimension: int) -> jax.Array:
     """Sketch one-hot vectors: (n, s) to (n, 1, s, dimension); a token below 0 is none."""
-    order, signs = _hash(key, size, dimension, dtype)
-    slot = jnp.argsort(order)[jnp.maximum(tokens, 0)]
-    sign = jnp.where(tokens >= 0, signs[slot], 0)
-    return (sign[..., None] * jax.nn.one_hot(slot % dimension, dimension, dtype=dtype))[:, None]
+    slot = jnp.argsort(own.order)[jnp.maximum(tokens, 0)]
+    signs = jnp.where(tokens >= 0, own.signs[slot], 0)
+    places = jax.nn.one_hot(slot % dimension, dimension, dtype=signs.dtype)
+    return (signs[..., None] * places)[:, None]
 
 
-def _through_gradient(key: jax.Array, f: Factors, shape: Shape, dimension: int) -> jax.Array:
+class _Way(NamedTuple):
+    """How a part is sketched."""
+
+    hashes: Callable[[jax.Array, Shape, int, Any], Any]  # key, shape, dimension, dtype
+    apply: Callable[[Any, Factors, Shape, int], jax.Array]  # hashes, factors (n, ..) -> (n, k, D)
+
+
+def _gradient_hash(key: jax.Array, shape: Shape, dimension: int, dtype: Any) -> _Hash:
+    return _hash(key, shape.b * shape.p * shape.q, dimension, dtype)
+
+
+def _through_gradient(own: _Hash, f: Factors, shape: Shape, dimension: int) -> jax.Array:
     """Form the Jacobian of a part, (n, k, P), and sketch it."""
-    return _sketched(key, jax.vmap(lambda own: jacobian_of(own, shape))(f), dimension)
+    return _sketched(own, jax.vmap(lambda one: jacobian_of(one, shape))(f), dimension)
 
 
-def _through_factors(key: jax.Array, f: Factors, shape: Shape, dimension: int) -> jax.Array:
-    """Sketch sum_bs a_bs (x) d_kbs, each b with hashes of its own."""
+def _factor_hashes(key: jax.Array, shape: Shape, dimension: int, dtype: Any) -> Any:
     left, right = jax.random.split(key)
-
-    def each(key: jax.Array, values: jax.Array, axis: int) -> jax.Array:
-        sketch = jax.vmap(partial(_sketched, dimension=dimension), (0, axis), axis)
-        return sketch(jax.random.split(key, shape.b), values)
-
     if shape.tokens:
-        a = _sketched_tokens(left, f.a, shape.tokens, dimension, f.d.dtype)
+        first = _hash(left, shape.tokens, dimension, dtype)
     else:
-        a = each(left, f.a, 1)
-    both = jnp.einsum("nbsf,nkbsf->nkf", jnp.fft.rfft(a), jnp.fft.rfft(each(right, f.d, 2)))
+        every = partial(_hash, size=shape.p, dimension=dimension, dtype=dtype)
+        first = jax.vmap(every)(jax.random.split(left, shape.b))
+    every = partial(_hash, size=shape.q, dimension=dimension, dtype=dtype)
+    return first, jax.vmap(every)(jax.random.split(right, shape.b))
+
+
+def _through_factors(hashes: Any, f: Factors, shape: Shape, dimension: int) -> jax.Array:
+    """Sketch sum_bs a_bs (x) d_kbs, each b with hashes of its own."""
+    left, right = hashes
+    each = partial(_sketched, dimension=dimension)
+    if shape.tokens:
+        a = _sketched_tokens(left, f.a, dimension)
+    else:
+        a = jax.vmap(each, (0, 1), 1)(left, f.a)
+    d = jax.vmap(each, (0, 2), 2)(right, f.d)
+    both = jnp.einsum("nbsf,nkbsf->nkf", jnp.fft.rfft(a), jnp.fft.rfft(d))
     return jnp.fft.irfft(both, dimension)
 
 
+GRADIENT = _Way(_gradient_hash, _through_gradient)
+FACTORS = _Way(_factor_hashes, _through_factors)
 _FFT = 8  # multiply-adds of a transform of length D, over D log2(D), with what goes with it
 
 
-def _way(shape: Shape, dimension: int) -> Callable[..., jax.Array]:
+def _way(shape: Shape, dimension: int) -> _Way:
     """Choose the cheaper way to sketch a part."""
     k, positions = shape.outputs, shape.b * shape.s
     if shape.mixed:
-        return _through_gradient
+        return GRADIENT
     formed = k * shape.b * shape.q * ((0 if shape.tokens else shape.s * shape.p) + shape.p)
     transforms = (positions * (1 + k) + k) * _FFT * dimension * math.log2(max(2, dimension))
-    return _through_gradient if formed < transforms else _through_factors
+    return GRADIENT if formed < transforms else FACTORS
 
 
 @partial(jax.jit, static_argnames=("dimension", "wrt", "precision"))
@@ -133,24 +152,35 @@ def _features(
             "forward mode only (a while loop). Use ntk(f, params, x)."
         )
     plan = structured.plan(model.jaxpr, len(model.w), lambda shape: "gram", apart=False)
+    made = partial(structured.features, plan, model.w)
+    like = jax.eval_shape(made, jax.tree.map(lambda a: jnp.asarray(a)[:1], x))
+    factors, plain = like.get("gram", {}), like.get("jacobian", {})
+    shapes = {i: plan.shapes[i]._replace(b=own.d.shape[2]) for i, own in factors.items()}
+    dtype = model.jaxpr.out_avals[0].dtype
+
+    # one draw for all blocks
+    keys = iter(jax.random.split(key, 2 * len(shapes) + len(plain) + 1))
+    ways = {i: _way(shape, dimension) for i, shape in shapes.items()}
+    hashes = {i: ways[i].hashes(next(keys), s, dimension, dtype) for i, s in shapes.items()}
+    biases = {
+        i: _hash(next(keys), s.b * s.q, dimension, dtype) for i, s in shapes.items() if s.bias
+    }
+    rest = {i: _hash(next(keys), j.shape[-1], dimension, dtype) for i, j in plain.items()}
 
     def of_block(x: Any) -> jax.Array:
-        found = structured.features(plan, model.w, x)
-        keys = iter(jax.random.split(key, 2 * len(plan.parts) + len(found.get("jacobian", {})) + 1))
-        shares: list[Callable[[], jax.Array]] = []
-        for i, factors in found.get("gram", {}).items():
-            shape = plan.shapes[i]._replace(b=factors.d.shape[2])
-            way = _way(shape, dimension)
-            shares.append(partial(way, next(keys), factors, shape, dimension))
-            if shape.bias:
-                bias = jnp.sum(factors.d, 3).reshape(*factors.d.shape[:2], -1) * shape.bias**0.5
-                shares.append(partial(_sketched, next(keys), bias, dimension))
-        for jacobian in found.get("jacobian", {}).values():
-            shares.append(partial(_sketched, next(keys), jacobian, dimension))
-        return sum((share() for share in shares[1:]), shares[0]())
+        found = made(x)
+        shares = []
+        for i, shape in shapes.items():
+            own = found["gram"][i]
+            shares.append(ways[i].apply(hashes[i], own, shape, dimension))
+            if i in biases:
+                bias = jnp.sum(own.d, 3).reshape(*own.d.shape[:2], -1) * shape.bias**0.5
+                shares.append(_sketched(biases[i], bias, dimension))
+        shares += [_sketched(rest[i], found["jacobian"][i], dimension) for i in rest]
+        return sum(shares[1:], shares[0])
 
-    made = results(plan.jaxpr.jaxpr) * (1 + plan.jaxpr.out_avals[0].shape[0])
-    at_once = int(rates().working / 4 // max(1.0, structured.ALIVE * made))
+    bytes_made = results(plan.jaxpr.jaxpr) * (1 + plan.jaxpr.out_avals[0].shape[0])
+    at_once = int(rates().working / 4 // max(1.0, structured.ALIVE * bytes_made))
     n = checks.batch("x", x)
     with jax.default_matmul_precision(precision):
         return in_blocks(of_block, x, even(n, max(1, at_once)))
