@@ -90,9 +90,10 @@ def _section(name: str, experiment: Any, folder: Path) -> str:
     marker = disk.read_json(folder / disk.MARKER)
     timings = disk.read_json(folder / "timings.json") or {}
     figures = "".join(_figure(folder, figure) for figure in marker["figures"])
+    place = f"sections {experiment.SECTIONS} of the practical, " if experiment.SECTIONS else ""
     return (
         f'<section id="{name}"><h2>{html.escape(lines[0])}</h2>'
-        f'<p class="meta"><code>{name}</code>, sections {experiment.SECTIONS} of the practical, '
+        f'<p class="meta"><code>{name}</code>, {place}'
         f"{sum(timings.values()):.1f} s</p>"
         f'<ul class="conclusions">{conclusions}</ul><p>{body}</p>{figures}'
         + _fold("All numbers", results.summary)

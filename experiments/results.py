@@ -21,6 +21,10 @@ from lazyjax.checkpoints import pack, unpack, write_whole
 MARKER = "done.json"
 
 
+class Missing(Exception):
+    """An experiment lacks an optional package; the message says how to get it."""
+
+
 class Results(NamedTuple):
     """What `run` of an experiment returns, and all that `plot` and `conclude` get."""
 

@@ -1,4 +1,4 @@
-"""The page for users of neural-tangents: its blocks that need only lazyjax run, and agree."""
+"""The pages: their blocks that need only lazyjax run, and agree."""
 
 import re
 from pathlib import Path
@@ -7,15 +7,58 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-PAGE = (Path(__file__).parent.parent / "docs" / "neural_tangents.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def run(page):
+    found = {}
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL):
+        exec(code, found)
+    return found
 
 
 @pytest.fixture(scope="module")
 def names():
-    found = {}
-    for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
-        exec(code, found)
+    return run("neural_tangents.md")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("large"))
+        found = run("large_kernels.md")
+        found["whole"] = np.asarray(found["stored"])
     return found
+
+
+def test_the_ways_to_a_large_kernel_agree(large):
+    from lazyjax import matrix, ntk
+
+    kernel = ntk(large["f"], large["params"], large["x"])
+    square = np.asarray(matrix(kernel))
+    np.testing.assert_allclose(large["whole"], np.einsum("nmkk->nm", kernel) / 3, atol=1e-12)
+    np.testing.assert_array_equal(large["corner"], large["whole"][:3, :5])
+    values = np.linalg.eigvalsh(square)
+    np.testing.assert_allclose(large["top"].values, values[:-6:-1], rtol=1e-10)
+    dense = square + np.asarray(large["ridge"]) * np.eye(150)
+    solved = np.linalg.solve(dense, np.asarray(large["y"]).reshape(-1))
+    np.testing.assert_allclose(large["found"].x, solved, atol=1e-6 * np.abs(solved).max())
+    exact = np.sum(np.log1p(values / large["ridge"]))
+    volume = large["volume"]
+    assert volume.lower - 4 * volume.error < exact < volume.upper + 4 * volume.error
+    assert large["start"].fit.shape == (2, 50, 3)
+    error = np.linalg.norm(large["approximate"] - kernel) / np.linalg.norm(kernel)
+    assert error < 2 * large["z"].error
+
+
+def test_the_trained_tangent_model_predicts_by_its_parameters(large):
+    from lazyjax import ntk
+
+    x_test = jnp.ones((4, 8))
+    cross = ntk(large["f"], large["params"], x_test, large["x"])
+    moved = jnp.einsum("nmkl,ml->nk", cross, large["end"].coefficients)
+    wanted = large["f"](large["params"], x_test) + moved
+    np.testing.assert_allclose(large["prediction"], wanted, atol=1e-10)
 
 
 def test_a_product_with_the_kernel_is_a_vjp_and_a_jvp(names):

@@ -7,15 +7,17 @@ import jax
 import numpy as np
 
 from experiments import runner
+from lazyjax import matrix
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def run(number):
-    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[number]
+def run(*numbers):
+    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
     with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
-        exec(code, names)
+        for number in numbers:
+            exec(code[number], names)
     return names
 
 
@@ -28,12 +30,19 @@ def test_the_own_model_of_the_readme_runs_and_says_how_lazy_it_was(capsys):
     assert np.isfinite(names["gap"])
 
 
-def test_the_kernel_of_the_readme_is_there_and_its_budget_changes_nothing(capsys):
-    names = run(1)
+def test_the_kernels_of_the_readme_are_there_and_agree(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(1, 2)
     assert names["kernel"].shape == (8, 8, 10, 10)
     mean = np.einsum("nmkk->nm", names["kernel"]) / 10
     np.testing.assert_allclose(names["traced"], mean, rtol=1e-4, atol=1e-4 * mean.max())
     assert "784 positions" in capsys.readouterr().out
+    np.testing.assert_allclose(names["stored"], mean, rtol=1e-4, atol=1e-4 * mean.max())
+    square = np.asarray(matrix(names["kernel"]))
+    residual = np.asarray(names["labels"] - names["f"](names["params"], names["images"]))
+    solved = square @ names["c"].reshape(-1) + 0.1 * names["c"].reshape(-1)
+    np.testing.assert_allclose(solved, residual.reshape(-1), atol=2e-3 * np.abs(residual).max())
+    assert names["z"].shape == (8, 10, 512)
 
 
 def test_the_readme_names_every_experiment_and_no_other():

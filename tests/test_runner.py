@@ -235,7 +235,10 @@ def test_a_run_that_is_killed_ends_as_an_undisturbed_one(tmp_path):
 def test_every_experiment_keeps_the_protocol(name):
     experiment = TABLE[name]
     assert runner.question(experiment).endswith("?")
-    assert "Source: practical, section" in experiment.__doc__
+    source = (
+        "Source: practical, section" if experiment.SECTIONS else "Source: an experiment of ours"
+    )
+    assert source in experiment.__doc__
     config = experiment.Config()
     fields = {field.name for field in dataclasses.fields(config)}
     assert {"seed", "float64"} <= fields
@@ -250,8 +253,21 @@ def test_every_experiment_keeps_the_protocol(name):
 
 
 def test_the_experiments_come_in_the_order_of_the_practical():
-    sections = [int(re.findall(r"\d+", e.SECTIONS)[0]) for e in TABLE.values()]
+    """Those that are not in it come last."""
+    sections = [int((*re.findall(r"\d+", e.SECTIONS), "99")[0]) for e in TABLE.values()]
     assert sections == sorted(sections)
+
+
+def test_an_experiment_without_its_package_is_left_out_and_fails_only_if_it_was_asked_for(go):
+    def lacking(config):
+        raise disk.Missing('it needs a package. Run python -m pip install -e ".[data]".')
+
+    go.table["second"].run = lacking
+    result = go()
+    assert result.failed == []
+    assert "second is left out: it needs a package." in result.text
+    del go.table["first"]
+    assert go().failed == ["second"]
 
 
 # --- the command line
