@@ -26,6 +26,9 @@ from lazyjax.models import (
     shallow_mlp,
     sinusoidal_features,
 )
+from lazyjax.operators import KernelOperator, as_operator, ntk_operator
+from lazyjax.regression import kernel_regression, tangent_parameters
+from lazyjax.sketches import sketch
 from lazyjax.spectrum import (
     critical_learning_rate,
     effective_rank,
@@ -34,6 +37,7 @@ from lazyjax.spectrum import (
     numerical_rank,
     wishart_edge,
 )
+from lazyjax.store import StoredKernel, kernel_store, open_kernel
 from lazyjax.tangent import center, linearize, scale, taylor
 from lazyjax.training import log_grid, progress, scale_loss, train, train_ensemble
 from lazyjax.types import Dataset, History, ModelFunction, Params
@@ -46,9 +50,12 @@ __all__ = [
     "Estimate",
     "History",
     "Kappa",
+    "KernelOperator",
     "ModelFunction",
     "Params",
     "Sinusoidal",
+    "StoredKernel",
+    "as_operator",
     "center",
     "critical_learning_rate",
     "deep_mlp",
@@ -64,6 +71,8 @@ __all__ = [
     "gradient_flow",
     "kappa",
     "kernel_alignment",
+    "kernel_regression",
+    "kernel_store",
     "largest_eigenvalue",
     "layer_movement",
     "linearize",
@@ -73,7 +82,9 @@ __all__ = [
     "make_dataset",
     "matrix",
     "ntk",
+    "ntk_operator",
     "numerical_rank",
+    "open_kernel",
     "pattern_change",
     "preactivations",
     "progress",
@@ -85,8 +96,10 @@ __all__ = [
     "scale_loss",
     "shallow_mlp",
     "sinusoidal_features",
+    "sketch",
     "step_sizes",
     "tangent_gap",
+    "tangent_parameters",
     "target_alignment",
     "taylor",
     "train",

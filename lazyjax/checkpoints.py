@@ -24,14 +24,15 @@ from lazyjax.types import History, Params, leaf_names
 _ABOUT = "about"  # the entry that tells what the file holds; leaves are leaf/<path>
 
 
-def write_whole(path: str | PathLike[str], content: bytes) -> None:
+def write_whole(path: str | PathLike[str], *content: bytes | memoryview) -> None:
     """Write a file whole or not at all: under another name, flushed, then renamed.
 
     Parameters
     ----------
     path : path
         Its folder must exist.
-    content : bytes
+    *content : bytes or memoryview
+        Written one after the other.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def write_whole(path: str | PathLike[str], content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

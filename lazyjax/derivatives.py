@@ -24,6 +24,16 @@ def inner_jaxprs(value: Any) -> Iterator[Any]:
         yield from inner_jaxprs(value.jaxpr)
 
 
+def constants(value: Any) -> list[Any]:
+    """Give the constants of a jaxpr and of those inside it: what a `jit` in a function holds."""
+    if isinstance(value, tuple | list):
+        return [constant for entry in value for constant in constants(entry)]
+    if not hasattr(value, "eqns") and not hasattr(value, "jaxpr"):
+        return []
+    inner = [constants(list(e.params.values())) for e in getattr(value, "jaxpr", value).eqns]
+    return [*getattr(value, "consts", ()), *(constant for one in inner for constant in one)]
+
+
 def _calls_custom_vjp(jaxpr: Any) -> bool:
     for equation in jaxpr.eqns:
         if equation.primitive.name.startswith("custom_vjp_call"):

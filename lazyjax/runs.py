@@ -22,6 +22,7 @@ import optax
 
 from lazyjax import checks, loop
 from lazyjax.checkpoints import fingerprint, load_tree, save_tree, what_is
+from lazyjax.derivatives import constants
 from lazyjax.spectrum import largest_eigenvalue
 from lazyjax.tangent import output_scale
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, leaf_names
@@ -125,7 +126,7 @@ def _recipe(plan: loop.Plan, chunk: Any, arguments: tuple[Any, ...]) -> str:
     """Tell a run from any other: its compiled step, and every number that goes in."""
     jaxpr = jax.make_jaxpr(chunk)(*arguments)
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
-    return fingerprint(f"{plan} {text}", list(jaxpr.consts), arguments)
+    return fingerprint(f"{plan} {text}", constants(jaxpr), arguments)
 
 
 def _history(

@@ -16,7 +16,9 @@ GROUPS = (
     ("loop",),
     ("runs",),
     ("dynamics", "metrics", "training"),
-    ("plots",),
+    ("operators", "sketches", "plots"),
+    ("store", "regression"),
+    ("__main__",),
 )
 PLACE = {module: place for place, group in enumerate(GROUPS) for module in group}
 LIBRARY = sorted((ROOT / "lazyjax").rglob("*.py"))

@@ -423,6 +423,18 @@ def test_a_checkpoint_of_another_run_is_refused(change, data, tmp_path):
         run(**change)
 
 
+def test_an_array_that_a_jit_in_the_model_holds_tells_runs_apart(data, tmp_path):
+    def run(constant):
+        inner = jax.jit(lambda params, x: mlp(params, x) * np.full((1, 1), constant))
+        f = lambda params, x: inner(params, x)  # noqa: E731
+        file = tmp_path / "run.npz"
+        return train(f, initial(0), data, OPTIMIZERS["sgd"], steps=20, checkpoint=file)
+
+    run(1.0)
+    with pytest.raises(ValueError, match="`checkpoint` must be of this very run, got"):
+        run(2.0)
+
+
 def test_a_broken_checkpoint_is_refused(data, tmp_path):
     file = tmp_path / "run.npz"
     train(mlp, initial(0), data, optax.sgd(0.05), steps=50, checkpoint=file)

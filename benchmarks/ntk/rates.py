@@ -3,14 +3,18 @@
 Each is the best of several calls, of one computation that is limited by it.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lazyjax.checkpoints import write_whole
 from lazyjax.kernels.costs import rates
 
 CALLS = 8
@@ -24,6 +28,17 @@ def seconds(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
         begin = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
         found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def to_disk(array: np.ndarray) -> float:
+    """Time a file that is written and flushed in the folder for temporary files, likewise."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(CALLS):
+            begin = time.perf_counter()
+            write_whole(Path(folder) / "array", array.data.cast("B"))
+            found.append(time.perf_counter() - begin)
     return min(found)
 
 
@@ -49,6 +64,7 @@ def measured() -> dict[str, float]:
         "bytes": turns * near.nbytes / loop,
         "fresh": far.nbytes / seconds(lambda x: x + 1, far),
         "slow": next((n for n in (64, 128, 256) if rows[n] > 2 * rows[n // 2]), 0),
+        "disk": far.nbytes / to_disk(np.asarray(far)),
     }
 
 

@@ -173,21 +173,23 @@ def chosen_outputs(outputs: Sequence[int] | jax.Array | None, out: Any) -> np.nd
     return index
 
 
-def check_batch_size(batch_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def check_batch_size(
+    batch_size: int | tuple[int, int] | None, name: str = "batch_size"
+) -> tuple[int, int] | None:
     """Require a whole number or a pair of them; give the pair."""
     if batch_size is None:
         return None
     if isinstance(batch_size, tuple | list):
         if len(batch_size) != 2:
             raise ValueError(
-                f"`batch_size` must be a whole number or a pair of them, got {batch_size}. "
+                f"`{name}` must be a whole number or a pair of them, got {batch_size}. "
                 "Use (examples of x1, examples of x2)."
             )
         b1, b2 = batch_size
     else:
         b1 = b2 = batch_size
     for size in (b1, b2):
-        checks.whole("batch_size", size, least=1, cure="Use None to let ntk choose.")
+        checks.whole(name, size, least=1, cure="Use None to have it chosen.")
     return int(b1), int(b2)
 
 

@@ -222,6 +222,37 @@ def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None, lev
     return Blocks(rows, columns, min(at_once, max(rows, columns)), level <= _KEPT)
 
 
+def features(engine: Engine, x: Any, at_once: int) -> Any:
+    """Compute the features of a batch, so many examples at once."""
+    return in_blocks(engine.features, x, even(checks.batch("x", x), at_once))
+
+
+def contract(engine: Engine, task: Task, f1: Any, f2: Any | None, *sides: int) -> Kernels:
+    """Contract features, each group of them in tiles of its own.
+
+    Parameters
+    ----------
+    engine : Engine
+    task : Task
+    f1, f2 : from `features`
+        `f2=None`: the kernel is symmetric to the last bit.
+    *sides : int
+        Examples of x1 and of x2 in a tile, at most.
+
+    Returns
+    -------
+    pytree of (N1, N2), (N1, N2, C) or (N1, N2, C, C)
+    """
+    kernel: Kernels = {}
+    for group, of_group in engine.contract.items():
+        rows, columns = (min(_sides(engine, group, task), side) for side in sides)
+        other = None if f2 is None else f2[group]
+        found = tiled(of_group, f1[group], other, rows=rows, columns=columns)
+        for leaf, tile in found.items():
+            kernel[leaf] = kernel[leaf] + tile if leaf in kernel else tile
+    return kernel
+
+
 def assemble(engine: Engine, task: Task, x1: Any, x2: Any | None, blocks: Blocks) -> Kernels:
     """Compute a kernel: features in blocks, then each group of them in tiles of its own.
 
@@ -237,25 +268,14 @@ def assemble(engine: Engine, task: Task, x1: Any, x2: Any | None, blocks: Blocks
     -------
     pytree of (N1, N2), (N1, N2, C) or (N1, N2, C, C)
     """
+    sides = blocks.rows, blocks.columns
 
-    def features(x: Any) -> Any:
-        return in_blocks(engine.features, x, even(checks.batch("x", x), blocks.at_once))
+    def prepare(x: Any) -> Any:
+        return features(engine, x, blocks.at_once)
 
-    def contract(f1: Any, f2: Any) -> Kernels:
-        kernel: Kernels = {}
-        for group, of_group in engine.contract.items():
-            side = _sides(engine, group, task)
-            found = tiled(
-                of_group,
-                f1[group],
-                None if f2 is None else f2[group],
-                rows=min(side, blocks.rows),
-                columns=min(side, blocks.columns),
-            )
-            for leaf, tile in found.items():
-                kernel[leaf] = kernel[leaf] + tile if leaf in kernel else tile
-        return kernel
+    def of_features(f1: Any, f2: Any) -> Kernels:
+        return contract(engine, task, f1, f2, *sides)
 
     if not blocks.kept:
-        return tiled(contract, x1, x2, rows=blocks.rows, columns=blocks.columns, prepare=features)
-    return contract(features(x1), None if x2 is None else features(x2))
+        return tiled(of_features, x1, x2, rows=sides[0], columns=sides[1], prepare=prepare)
+    return of_features(prepare(x1), None if x2 is None else prepare(x2))

@@ -61,15 +61,21 @@ def _abstract(structure: Any, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     return structure.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
 
 
-@lru_cache(maxsize=256)
-def _peak(structure: Any, shapes: tuple[Any, ...], options: Options, backend: str) -> int:
-    compiled = kernels.lower(*_abstract(structure, shapes), options=options).compile()
+def analysed(compiled: Any) -> Any:
+    """Give what XLA says of the memory of compiled code."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise ValueError(
-            f"`memory` needs a backend on which XLA tells what code needs, got {backend}. "
-            "Use `batch_size`."
+            "`memory` needs a backend on which XLA tells what code needs, got "
+            f"{jax.default_backend()}. Use `ntk` with `batch_size`."
         )
+    return analysis
+
+
+@lru_cache(maxsize=256)
+def _peak(structure: Any, shapes: tuple[Any, ...], options: Options, backend: str) -> int:
+    lowered = kernels.lower(*_abstract(structure, shapes), options=options)
+    analysis = analysed(lowered.compile())
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes

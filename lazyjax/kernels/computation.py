@@ -24,6 +24,9 @@ from lazyjax.kernels.blocks import assemble, choose_blocks, passes
 from lazyjax.kernels.methods import METHODS, REDUCTIONS, Engine, Kernels, Task, cheapest
 from lazyjax.types import ModelFunction, Params
 
+COPIES = {"none": 2, "diagonal": 1, "trace": 0, "sum": 0}
+"""How often the shape of the outputs is in that of a kernel."""
+
 
 class Options(NamedTuple):
     """What is asked for: static, so that a call with the same options compiles nothing new."""
@@ -126,7 +129,7 @@ def engine_of(job: Job, x1: Any, method: str) -> Engine:
     return METHODS[name].engine(job.model, x1, job.task)
 
 
-def _finished(engine: Engine, k: int) -> Engine:
+def finished(engine: Engine, k: int) -> Engine:
     """Let the contractions give their results with the examples first, and means over outputs."""
 
     def finish(contract: Callable[[Any, Any], Kernels]) -> Callable[[Any, Any], Kernels]:
@@ -141,22 +144,23 @@ def _finished(engine: Engine, k: int) -> Engine:
     return engine._replace(contract={g: finish(c) for g, c in engine.contract.items()})
 
 
+def whole(found: Kernels, job: Job, leaf: int) -> jax.Array:
+    """Give the kernel of one leaf, -1 for all of them, in the shape of the outputs."""
+    task = job.task
+    full = (task.n1, task.n2, *job.out * COPIES[task.reduce])
+    return found[leaf].reshape(full) if leaf in found else jnp.zeros(full, job.shape.dtype)
+
+
 def _kernel(job: Job, call: Call) -> Any:
     """Compute the kernel of one output leaf, whole or a tree of its leaves."""
     task, options = job.task, call.options
-    engine = _finished(engine_of(job, call.x1, options.method), math.prod(job.out))
+    engine = finished(engine_of(job, call.x1, options.method), math.prod(job.out))
     blocks = choose_blocks(engine, task, options.batch_size, options.level)
     found = assemble(engine, task, call.x1, call.x2, blocks)
-    copies = {"none": 2, "diagonal": 1}.get(options.reduce, 0)
-    full = (task.n1, task.n2, *job.out * copies)
-
-    def leaf_kernel(i: int) -> jax.Array:
-        return found[i].reshape(full) if i in found else jnp.zeros(full, job.shape.dtype)
-
     if not options.per_leaf:
-        return leaf_kernel(-1)
+        return whole(found, job, -1)
     numbers = iter(range(sum(options.wrt)))
-    kernels = [leaf_kernel(next(numbers)) if moves else None for moves in options.wrt]
+    kernels = [whole(found, job, next(numbers)) if moves else None for moves in options.wrt]
     return jax.tree.structure(call.params).unflatten(kernels)
 
 

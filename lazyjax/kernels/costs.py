@@ -4,8 +4,10 @@
 everywhere.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -25,20 +27,34 @@ class Rates(NamedTuple):
     working: int  # bytes of intermediate results, up to which a batch is not worth a loop
     slow: int  # rows, or up to a quarter fewer, of a product with many weights that is slower than
     # two of half of them; 0 if there is none
+    disk: float  # bytes written to a file and flushed, a second
 
 
 RATES = {
-    "cpu": Rates(2e11, 60, 9e10, 2e10, 3e9, 8 * 2**20, 128 * 2**20, 64),
-    "gpu": Rates(4e13, 500, 1e13, 2e12, 2e12, 2**28, 2**30, 0),
-    "tpu": Rates(4e13, 500, 1e13, 1e12, 1e12, 2**28, 2**30, 0),
+    "cpu": Rates(2e11, 60, 9e10, 2e10, 3e9, 8 * 2**20, 128 * 2**20, 64, 1.5e9),
+    "gpu": Rates(4e13, 500, 1e13, 2e12, 2e12, 2**28, 2**30, 0, 1.5e9),
+    "tpu": Rates(4e13, 500, 1e13, 1e12, 1e12, 2**28, 2**30, 0, 1.5e9),
 }
 """Of each backend of JAX; `python -m benchmarks.ntk.rates` measures those of a machine.
 The slow product of the CPU is one of jaxlib 0.10."""
 
 
+_recorded: ContextVar[Rates | None] = ContextVar("lazyjax_rates", default=None)
+
+
 def rates() -> Rates:
-    """Give the rates of the default backend."""
-    return RATES.get(jax.default_backend(), RATES["gpu"])
+    """Give the rates of the default backend, or those that `using` has set."""
+    return _recorded.get() or RATES.get(jax.default_backend(), RATES["gpu"])
+
+
+@contextlib.contextmanager
+def using(recorded: Rates) -> Iterator[None]:
+    """Decide by other rates inside the `with` block, such as those that a store has recorded."""
+    token = _recorded.set(recorded)
+    try:
+        yield
+    finally:
+        _recorded.reset(token)
 
 
 def _walk(jaxpr: Any, weigh: Callable[[Any], float]) -> float:

@@ -51,6 +51,7 @@ class Task(NamedTuple):
     reduce: str
     apart: bool  # a kernel for each leaf
     passes: int = 1  # tiles that an example is in, of those that are computed one by one
+    orders: tuple[str, ...] = ()  # of each part, where they are settled already
 
     @property
     def pairs(self) -> int:
@@ -89,6 +90,7 @@ class Engine(NamedTuple):
     working: float  # bytes of intermediate results for those
     weights: float  # bytes of all weights
     tiles: dict[str, float]  # numbers that a tile of a group holds for a pair of examples
+    orders: tuple[tuple[int, str], ...] = ()  # leaf and order of each part
 
 
 class Method(NamedTuple):
@@ -236,10 +238,12 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
 def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> Engine:
     """Choose an order for each part, or take the given one where it admits the part."""
     itemsize = model.jaxpr.out_avals[0].dtype.itemsize
+    settled = iter(task.orders)
 
     def choose(shape: structured.Shape) -> str:
-        if order is not None and ORDERS[order].admits(shape):
-            return order
+        given = next(settled, order)
+        if given is not None and ORDERS[given].admits(shape):
+            return given
         return cheapest_order(shape, task, itemsize)
 
     plan = structured.plan(model.jaxpr, len(model.w), choose, apart=task.apart)
@@ -256,6 +260,7 @@ def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> E
         working=work.working,
         weights=sum(w.size for w in model.w) * itemsize,
         tiles=work.tiles,
+        orders=tuple(zip(map(structured.leaf_of, plan.parts), plan.orders, strict=True)),
     )
 
 

@@ -2,5 +2,23 @@
 
 from lazyjax.operators.algebra import KernelOperator, as_operator
 from lazyjax.operators.products import ntk_operator
+from lazyjax.operators.quadrature import inverse_trace, logdet, trace
+from lazyjax.operators.solves import NotConverged, Nystrom, Solution, nystrom, solve
+from lazyjax.operators.spectra import SpectralDensity, spectral_density, top_eigenpairs
 
-__all__ = ["KernelOperator", "as_operator", "ntk_operator"]
+__all__ = [
+    "KernelOperator",
+    "NotConverged",
+    "Nystrom",
+    "Solution",
+    "SpectralDensity",
+    "as_operator",
+    "inverse_trace",
+    "logdet",
+    "ntk_operator",
+    "nystrom",
+    "solve",
+    "spectral_density",
+    "top_eigenpairs",
+    "trace",
+]

@@ -1,0 +1,26 @@
+"""Store a kernel, and log each tile that is computed: `kill_worker N MEMORY FOLDER LOG`."""
+
+import sys
+
+from benchmarks.large.case import draw
+from lazyjax.kernels import costs
+from lazyjax.store import kernel_store, tiles
+
+COMPUTE = tiles.compute_tile
+
+
+def main(n: int, memory: str, path: str, log: str) -> None:
+    def logged(*arguments):
+        with open(log, "a") as file:
+            file.write("tile\n")
+        return COMPUTE(*arguments)
+
+    tiles.compute_tile = logged
+    # as on a disk so fast that features are spilled: their files are interrupted too
+    costs.RATES["cpu"] = costs.RATES["cpu"]._replace(disk=1e12)
+    options = {"reduce": "none", "outputs": (0, 1, 2, 3), "tile": 200}
+    kernel_store(*draw(n), path=path, memory=memory, **options)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])

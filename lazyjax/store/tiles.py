@@ -1,0 +1,178 @@
+"""The work of a store: the features of blocks, and tiles. Each device has rows of tiles of its own.
+
+A tile is written before the next is begun, so a run that is killed loses one tile of each device.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lazyjax.kernels.panels import Grid, Plan, panels
+from lazyjax.kernels.pieces import Pieces
+from lazyjax.store import files
+
+
+class Hand(NamedTuple):
+    """A device and its share."""
+
+    device: Any
+    pieces: Pieces
+    arrays: tuple[Any, ...]  # f, params, a few examples, outputs
+    rows: list[int]  # rows of tiles
+    blocks: list[tuple[int, int]]  # side and number of those whose features it spills
+    held: int  # blocks of x1 whose features it holds at once, at most
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all devices work on."""
+
+    path: Path
+    array: Any  # the open array
+    plan: Plan
+    x: tuple[Any, ...]  # x1, and x2 where there is one, of numpy arrays
+    timings: dict[str, dict[str, float]]  # of each kind of work, all devices of this process
+    done: Callable[[str], None]  # called with "features" or "tiles" after each one on the disk
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def grid(self) -> Grid:
+        return self.plan.grid
+
+
+def is_done(work: Work, row: int, column: int) -> bool:
+    """Tell whether a tile is on the disk."""
+    return files.is_done(work.path, work.grid, row, column, len(work.array.shape))
+
+
+@contextlib.contextmanager
+def _timed(work: Work, name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    with work.lock:
+        own = work.timings.setdefault(name, {"seconds": 0.0, "times": 0})
+        own["seconds"] += time.perf_counter() - begin
+        own["times"] += 1
+
+
+def _block(work: Work, side: int, number: int) -> Any:
+    """Give a block of examples; the last example again where there are too few."""
+    part = work.grid.examples(side, number)
+    missing = work.grid.tile[side] - (part.stop - part.start)
+
+    def padded(a: np.ndarray) -> np.ndarray:
+        return np.concatenate([a[part], np.repeat(a[part.stop - 1 : part.stop], missing, 0)])
+
+    return jax.tree.map(padded if missing else lambda a: a[part], work.x[side])
+
+
+def _made(work: Work, hand: Hand, side: int, number: int) -> Any:
+    f, params, _, outputs = hand.arrays
+    x = jax.device_put(_block(work, side, number), hand.device)
+    return jax.block_until_ready(hand.pieces.features[side](f, params, x, outputs))
+
+
+def _features(work: Work, hand: Hand, side: int, number: int) -> Any:
+    with _timed(work, "features"):
+        if not work.plan.spilled:
+            return _made(work, hand, side, number)
+        read = files.read_features(
+            files.features_file(work.path, side, number), hand.pieces.shapes[side]
+        )
+        return jax.block_until_ready(jax.device_put(read, hand.device))
+
+
+def spill(work: Work, hand: Hand) -> None:
+    """Write the features of the blocks of a device to the disk, those that are not there yet."""
+    for side, number in hand.blocks:
+        file = files.features_file(work.path, side, number)
+        if work.stop.is_set():
+            return
+        if not file.exists():
+            with _timed(work, "features"):
+                made = _made(work, hand, side, number)
+                with files.on_disk(work.path):
+                    files.write_features(file, made)
+        work.done("features")
+
+
+def compute_tile(work: Work, hand: Hand, f1: Any, f2: Any | None) -> jax.Array:
+    """Compute one tile; `f2=None`: on the diagonal."""
+    f, params, like, outputs = hand.arrays
+    piece = hand.pieces.diagonal if f2 is None else hand.pieces.tile
+    with _timed(work, "contraction"):
+        return jax.block_until_ready(piece(f, params, like, outputs, f1, f2))
+
+
+def _mirrored(tile: np.ndarray, reduce: str) -> np.ndarray:
+    """Swap the two examples, and the two outputs where a tile has them."""
+    half = (tile.ndim - 2) // 2 if reduce == "none" else 0
+    axes = [*range(2, tile.ndim)]
+    return tile.transpose(1, 0, *axes[half:], *axes[:half])
+
+
+def write_tile(work: Work, row: int, column: int, tile: jax.Array) -> None:
+    """Write one tile, and its mirror image beyond the diagonal."""
+    rows, columns = work.grid.examples(0, row), work.grid.examples(1, column)
+    found = np.asarray(tile)[: rows.stop - rows.start, : columns.stop - columns.start]
+    with _timed(work, "writing"), files.on_disk(work.path):
+        work.array[rows, columns].write(found).result()
+        if work.grid.symmetric and row != column:
+            other = _mirrored(found, work.plan.spec.options.reduce)
+            work.array[columns, rows].write(other).result()
+
+
+def _panel(work: Work, hand: Hand, panel: list[int]) -> None:
+    """Compute the tiles of some rows that are not on the disk, column by column."""
+    grid, other = work.grid, len(work.x) - 1
+    todo = [(r, c) for r in panel for c in grid.columns(r) if not is_done(work, r, c)]
+    needed = {r for r, _ in todo}
+    if grid.symmetric:
+        needed |= {c for _, c in todo} & set(panel)
+    held = {row: _features(work, hand, 0, row) for row in sorted(needed)}
+    for column in sorted({c for _, c in todo}):
+        own = grid.symmetric and column in held
+        passing = held[column] if own else _features(work, hand, other, column)
+        for row in (r for r, c in todo if c == column):
+            if work.stop.is_set():
+                return
+            pair = held[row], None if grid.symmetric and row == column else passing
+            write_tile(work, row, column, compute_tile(work, hand, *pair))
+            work.done("tiles")
+        pair = passing = None  # before the next is made
+        save_timings(work)
+
+
+def contract(work: Work, hand: Hand) -> None:
+    """Compute the tiles of a device, panel by panel; features of one are held at a time."""
+    for panel in panels(hand.rows, hand.held):
+        _panel(work, hand, panel)
+
+
+def save_timings(work: Work) -> None:
+    """Write down what the work of this process has taken so far."""
+    with work.lock, files.on_disk(work.path):
+        files.write_json(files.timings_file(work.path), work.timings)
+
+
+def everywhere(task: Callable[[Work, Hand], None], work: Work, hands: list[Hand]) -> None:
+    """Run a task on every device of this process; the first error stops all of them."""
+    if len(hands) == 1:
+        return task(work, *hands)
+    with ThreadPoolExecutor(len(hands)) as pool:
+        futures = [pool.submit(task, work, hand) for hand in hands]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            work.stop.set()
+            raise

@@ -1,0 +1,147 @@
+"""`python -m lazyjax kernel`: a kernel for people who only want the file."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lazyjax import ntk
+from lazyjax.__main__ import main
+from lazyjax.store import open_kernel, tiles
+
+MODELS = """
+import jax.numpy as jnp
+import numpy as np
+
+def make():
+    return lambda params, x: jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"]), {
+        "a": np.linspace(-1, 1, 20).reshape(2, 10), "b": np.linspace(1, 2, 30).reshape(10, 3)
+    }
+
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "models_of_the_test.py").write_text(MODELS)
+    np.savez(tmp_path / "x.npz", x=np.linspace(0, 1, 26).reshape(13, 2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)
+    sys.modules.pop("models_of_the_test", None)
+
+
+def run(*options, factory="models_of_the_test:make", data="x.npz", out="K.zarr"):
+    return main(["kernel", factory, "--data", data, "--out", out, "--tile", "5", *options])
+
+
+def wanted(x1, x2=None, **options):
+    from models_of_the_test import make  # pyright: ignore
+
+    return np.asarray(ntk(*make(), x1, x2, **options))
+
+
+def test_the_file_holds_the_kernel_and_one_line_says_so(folder, capsys):
+    assert run("--memory", "100MiB") == 0
+    assert capsys.readouterr().out.startswith("K.zarr: (13, 13, 3, 3) float64, 11.9KiB, ")
+    x = np.load("x.npz")["x"]
+    np.testing.assert_allclose(open_kernel("K.zarr"), wanted(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("names", [("x1", "x2"), ("x1",)])
+def test_two_batches_or_one_under_another_name(folder, names):
+    x = {name: np.linspace(-1, n, 2 * n + 6).reshape(-1, 2) for n, name in enumerate(names)}
+    np.savez("x.npz", **x)
+    assert run("--reduce", "trace") == 0
+    np.testing.assert_allclose(
+        open_kernel("K.zarr"), wanted(*x.values(), reduce="trace"), rtol=1e-12
+    )
+
+
+def test_a_file_of_one_array_is_mapped(folder):
+    x = np.linspace(0, 1, 26).reshape(13, 2)
+    np.save("x.npy", x)
+    assert run("--reduce", "sum", data="x.npy") == 0
+    np.testing.assert_allclose(open_kernel("K.zarr"), wanted(x, reduce="sum"), rtol=1e-12)
+
+
+def test_what_was_interrupted_goes_on_with_resume_only(folder, capsys, monkeypatch):
+    compute, calls = tiles.compute_tile, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return compute(*arguments)
+
+    monkeypatch.setattr(tiles, "compute_tile", interrupted)
+    assert run() == 130
+    assert capsys.readouterr().err == "Interrupted. The same command with --resume goes on.\n"
+    assert run() == 2
+    assert (
+        "error: `--out` must be new, got K.zarr. Name another, or add --resume."
+        in capsys.readouterr().err
+    )
+    assert run("--resume") == 0
+    assert len(calls) == 3 + 4  # 6 tiles; the third was begun twice
+    assert run("--resume", "--reduce", "trace") == 2
+    assert "another `reduce`: none is recorded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factory": "no_such_module:make"}, "`MODULE:FACTORY` must name a function in a module"),
+        ({"factory": "models_of_the_test:none"}, "`MODULE:FACTORY` must name a function"),
+        ({"factory": "models_of_the_test"}, "`MODULE:FACTORY` must name a function"),
+        (
+            {"factory": "models_of_the_test:wrong"},
+            "`MODULE:FACTORY` must give (f, params), got int",
+        ),
+        ({"data": "none.npz"}, "`--data` must be a file, got none.npz"),
+        ({"data": "models_of_the_test.py"}, "`--data` must be an npz or npy file"),
+        ({"data": "other.npz"}, "`--data` must hold x, or x1 and x2, got ['y']"),
+        ({"out": "none/K.zarr"}, "`path` must be in a folder that exists"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(folder, capsys, options, message):
+    np.savez("other.npz", y=np.ones(3))
+    assert run(**options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_wrong_options_and_commands_are_refused(folder, capsys):
+    for options in (["--memory", "much"], ["--reduce", "all"], ["--tile", "0"]):
+        assert run(*options) == 2
+        assert capsys.readouterr().err.startswith(f"error: `{options[0].strip('-')}` must be")
+    assert main(["kernels"]) == 2
+    assert "`command` must be one of kernel, got 'kernels'" in capsys.readouterr().err
+    assert main(["kernel", "--help"]) == 0
+    assert main(["kernel"]) == 2
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert not Path("K.zarr").exists()
+
+
+def test_it_runs_as_a_module(folder):
+    command = [sys.executable, "-m", "lazyjax", "kernel", "models_of_the_test:make"]
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [*command, "--data", "x.npz", "--out", "K.zarr"],
+        env={"PATH": "", "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("K.zarr: (13, 13, 3, 3) float32, ")
+    assert done.stderr == ""
