@@ -142,7 +142,7 @@ def images_of(config: Config) -> tuple[np.ndarray, np.ndarray]:
                 'the digits come with scikit-learn. Run python -m pip install -e ".[data]", or '
                 "give images of your own with --data FILE.npz."
             ) from error
-        digits = load_digits()
+        digits: Any = load_digits()
         return digits.images[..., None] / 16, digits.target
     with np.load(config.data, allow_pickle=False) as file:
         if not {"x", "y"} <= set(file.files):
@@ -356,6 +356,7 @@ def plot(results: Results) -> dict[str, Figure]:
     pictures, axes = plt.subplots(
         2, len(results.summary), figsize=(4.6 * len(results.summary), 8), squeeze=False
     )
+    image: Any = None
     for i, name in _names(results):
         for ax, stage in zip(axes[:, i], STAGES, strict=True):
             kernel = arrays[f"{name}_{stage}_kernel"]

@@ -226,9 +226,8 @@ def kernel_regression(
     checks.finite("f0", f0)
     t = _check_time(t, learning_rate, momentum)
     checks.whole("products", products, least=1)
-    if tolerance is None:
-        tolerance = float(jnp.finfo(A.dtype).eps) ** 0.5
-    checks.positive("tolerance", tolerance)
+    within = float(jnp.finfo(A.dtype).eps) ** 0.5 if tolerance is None else tolerance
+    checks.positive("tolerance", within)
     residual = _columns(A, f0 - y).astype(A.dtype)
     rate = 2 * (learning_rate or 1.0) / y.size
     if learning_rate is not None and np.any(np.isinf(t)):
@@ -240,7 +239,7 @@ def kernel_regression(
     finite = np.isfinite(flat)
     if np.any(~finite):
         solution = solve(
-            A, -residual, tolerance=tolerance, iterations=products, preconditioner=preconditioner
+            A, -residual, tolerance=within, iterations=products, preconditioner=preconditioner
         )
         coefficients[~finite] = solution.x
         fit[~finite] = -residual - A.shift * solution.x  # Theta a, as (Theta + shift) a = -residual
@@ -252,7 +251,7 @@ def kernel_regression(
         *found, error, spent = _in_growing_spaces(
             partial(run, *settings, continuous=learning_rate is None),
             float(jnp.linalg.norm(residual)),
-            tolerance,
+            within,
             min(products, A.shape[0]),
         )
         coefficients[finite], fit[finite] = found

@@ -15,9 +15,12 @@ import pytest
 import zarr
 from jax.tree_util import Partial
 
+from lazyjax.dynamics import gradient_flow
 from lazyjax.kernels import METHODS, costs, matrix, ntk
 from lazyjax.kernels.computation import check, jobs
 from lazyjax.kernels.panels import dealt, grid_of, panels
+from lazyjax.operators import nystrom, solve
+from lazyjax.regression import kernel_regression
 from lazyjax.store import StoredKernel, files, kernel_store, open_kernel, tiles
 
 RANDOM = np.random.default_rng(0)
@@ -456,3 +459,35 @@ def test_the_matrix_view_refuses_what_does_not_fit(whole, tmp_path):
         stored.__array__(copy=False)
     with pytest.raises(ValueError, match=r"`reduce` must not be \"diagonal\""):
         store(tmp_path / "k", reduce="diagonal").product(np.ones((69, 1)))
+
+
+# --- as an operator ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduce", ["none", "trace"])
+def test_a_stored_kernel_is_an_operator(tmp_path, reduce):
+    A = store(tmp_path / "k", reduce=reduce).operator(ridge=0.5)
+    kernel = np.asarray(matrix(ntk(model, PARAMS, X1, reduce=reduce)))
+    dense = kernel + 0.5 * np.eye(len(kernel))
+    v = RANDOM.normal(size=(len(dense), 4))
+    close(np.asarray(A @ v), dense @ v)
+    close(np.asarray(jax.vmap(lambda v: A @ v, 1, 1)(v)), dense @ v)
+    wanted = kernel.reshape(23, -1, len(kernel))[[7, 2]].reshape(-1, len(kernel))
+    close(np.asarray(A.rows(jnp.array([7, 2]))), wanted)
+    found = solve(A, v, preconditioner=nystrom(jax.random.key(0), A, rank=12))
+    np.testing.assert_allclose(found.x, np.linalg.solve(dense, v), atol=1e-7 * np.abs(v).max())
+    y = v.reshape(23, -1)[:, :3]
+    kernel = kernel if reduce == "trace" else ntk(model, PARAMS, X1)
+    wanted = gradient_flow(kernel, y, 0 * y, ridge=0.5).train(np.array([1.0, np.inf]))
+    found = kernel_regression(A, y, 0 * y, t=[1.0, np.inf]).fit
+    np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(y).max())
+
+
+def test_two_batches_make_an_operator_with_a_transpose(tmp_path):
+    A = store(tmp_path / "k", x2=X2).operator()
+    kernel = np.asarray(matrix(ntk(model, PARAMS, X1, X2)))
+    v = RANDOM.normal(size=(len(kernel), 2))
+    assert not A.psd
+    close(np.asarray(A.T @ v), kernel.T @ v)
+    with pytest.raises(ValueError, match="`shift` must be added to a square operator"):
+        store(tmp_path / "k", x2=X2).operator(ridge=1.0)

@@ -248,7 +248,7 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
         Partial(_array_product, square),
         Partial(_array_transposed, square),
         rows=Partial(_array_rows, square, jnp.zeros(outputs)),
-        shape=square.shape,
+        shape=(square.shape[0], square.shape[1]),
         dtype=square.dtype,
         outputs=outputs,
         psd=symmetric,

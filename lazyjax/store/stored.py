@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.store import files
 
 
@@ -142,6 +145,38 @@ class StoredKernel:
                 found[mine, :, at] = part.reshape(len(mine), k, -1)
         return found.reshape(len(wanted) * k, n2 * k)
 
+    def operator(self, *, ridge: ArrayLike = 0.0) -> KernelOperator:
+        """Take the kernel as an operator, for solves, eigenpairs, traces and regression.
+
+        Parameters
+        ----------
+        ridge : float
+            0 or more, in the units of the kernel; only without x2.
+
+        Returns
+        -------
+        KernelOperator
+            Each product reads the kernel from the disk once, on the host, for all its vectors.
+
+        Raises
+        ------
+        ValueError
+            If the kernel has reduce="diagonal", or the ridge is added to a kernel that is not
+            square.
+        """
+        self._require_matrix()
+        n, m = (size * self.outputs for size in self.shape[:2])
+        found = operator(
+            _OnHost(self, "product", n),
+            _OnHost(self, "transposed_product", m),
+            rows=_OnHost(self, "rows", m),
+            shape=(n, m),
+            dtype=self.dtype,
+            outputs=self.outputs,
+            psd=self.recipe["x2"] is None,
+        )
+        return found + ridge if np.any(ridge) else found
+
     def _product(self, v: np.ndarray, side: int) -> np.ndarray:
         self._require_matrix()
         n, m = (self.shape[axis] * self.outputs for axis in (side, 1 - side))
@@ -179,6 +214,24 @@ class StoredKernel:
                 shape = (rows, columns, *self.shape[2:])
                 tile = np.memmap(file, self.dtype, mode="r", shape=shape)
                 yield part, other, tile[: part.stop - part.start, : other.stop - other.start]
+
+
+class _OnHost(NamedTuple):
+    """A method of a stored kernel as a function that JAX can trace; equal ones compile once."""
+
+    kernel: StoredKernel
+    name: str
+    size: int
+
+    def __call__(self, argument: jax.Array) -> jax.Array:
+        count = len(argument) * self.kernel.outputs
+        shape = (count, self.size) if self.name == "rows" else (self.size, argument.shape[1])
+        return jax.pure_callback(
+            lambda a: getattr(self.kernel, self.name)(np.asarray(a)),
+            jax.ShapeDtypeStruct(shape, self.kernel.dtype),
+            argument,
+            vmap_method="sequential",
+        )
 
 
 def _matrix(tile: np.ndarray, k: int) -> np.ndarray:
