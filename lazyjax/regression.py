@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.dynamics import Dynamics
+from lazyjax.kernels.layouts import plain_convolutions
 from lazyjax.operators import KernelOperator, NotConverged, solve
 from lazyjax.operators.lanczos import lanczos
 from lazyjax.types import ModelFunction, Params
@@ -268,10 +269,14 @@ def kernel_regression(
 
 @partial(jax.jit, static_argnames="size")
 def _pulled_back(f: ModelFunction, params0: Params, x: Any, c: Any, *, size: int) -> Params:
-    def step(total: Params, at: Any) -> tuple[Params, None]:
+    @plain_convolutions
+    def pulled(at: Any) -> Params:
         x, c = at
         _, pullback = jax.vjp(lambda w: f(w, x), params0)
-        return jax.tree.map(jnp.add, total, pullback(c)[0]), None
+        return pullback(c)[0]
+
+    def step(total: Params, at: Any) -> tuple[Params, None]:
+        return jax.tree.map(jnp.add, total, pulled(at)), None
 
     blocks = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, c))
     return jax.lax.scan(step, params0, blocks)[0]

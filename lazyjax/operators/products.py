@@ -18,6 +18,7 @@ from lazyjax.kernels.arguments import output_shapes
 from lazyjax.kernels.budgets import bytes_of, written
 from lazyjax.kernels.computation import Call, Options, check, kernels
 from lazyjax.kernels.costs import rates
+from lazyjax.kernels.layouts import plain_convolutions
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, plan_of
 from lazyjax.types import ModelFunction, Params
@@ -97,7 +98,9 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
     at_once = min(form.at_once, len(vectors))
     vectors = jnp.swapaxes(_pad(jnp.swapaxes(vectors, 0, 1), form.right, mesh, copies=False), 0, 1)
 
-    def local(arrays: Arrays, kept: Any, other: Any, vectors: jax.Array) -> jax.Array:
+    @plain_convolutions  # products stand in loops, where these are ten times faster
+    def local(every: tuple[Arrays, Any, Any, jax.Array]) -> jax.Array:
+        arrays, kept, other, vectors = every
         kept, other = jax.tree.map(lambda a: a[0], (kept, other))
         maps = KEEPS[setting.keep].maps
         left = maps(arrays, kept, setting)
@@ -124,9 +127,9 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
         return found
 
     with jax.default_matmul_precision(setting.precision):
-        found = _shared_out(form, local, False, True, True, False, False)(
-            arrays, kept, other, vectors
-        )
+        shared = (False, True, True, False)
+        run = _shared_out(form, lambda *every: local(every), *shared, False)
+        found = run(arrays, kept, other, vectors)
     found = found[:, : form.left.n] / form.mean
     return found.reshape(len(vectors), -1).T.astype(v.dtype)
 
