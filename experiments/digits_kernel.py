@@ -4,8 +4,9 @@ A CNN and an MLP learn the 1 797 handwritten digits that come with scikit-learn,
 tangent model, trained alike. The kernel of all ten outputs is taken at the initial and at the
 trained weights, 17 970 x 17 970 and never formed: its 200 largest eigenvalues and its spectral
 density by Lanczos' method, and kernel regression with it by conjugate gradients. Look at the
-accuracies first: what the tangent model lacks, the kernel of the trained network has. Then at the
-pictures of the kernel: training has drawn the ten classes into it.
+pictures of the kernel first: training has drawn the ten classes into it, and its alignment with the
+labels has grown several times over. Then at the accuracies: on images as easy as these the tangent
+model and kernel regression need none of that to read about as well as the network.
 
 Source: an experiment of ours on public data (E. Alpaydin and C. Kaynak 1998, "Optical recognition
 of handwritten digits"), after Fort et al. 2020, "Deep learning versus kernel learning", and Long
