@@ -23,7 +23,8 @@ class Eigenpairs(NamedTuple):
     vectors : (n, k)
         Orthonormal columns.
     residuals : (k,)
-        norm(A u - lambda u), by the recursion; an eigenvalue of A is within it of each value.
+        norm(A u - lambda u), by the recursion, and rounding; an eigenvalue of A is within it of
+        each value.
     """
 
     values: jax.Array
@@ -174,7 +175,7 @@ def top_eigenpairs(
         values, inner = jnp.linalg.eigh(found.matrix[0])
         largest = jnp.max(jnp.abs(values))
         values, inner = values[::-1][:k], inner[:, ::-1][:, :k]
-        bounds = jnp.abs(found.off[0, -1] * inner[-1])
+        bounds = jnp.abs(found.off[0, -1] * inner[-1]) + jnp.finfo(A.dtype).eps * largest
         if jnp.all(bounds <= within * largest) or steps == limit:
             break
         steps = min(2 * steps, limit)
