@@ -264,7 +264,7 @@ def run(config: Config) -> Results:
                     target_alignment(kernels[-1], y_single)
                 ),
                 f"share of the trace in ten eigenvalues, {stage}": float(
-                    np.sum(values[:10]) / (A.shape[0] * density.mean(lambda t: t)[0])
+                    np.sum(values[:10]) / (classes * jnp.trace(kernels[-1]))
                 ),
                 f"iterations of conjugate gradients, {stage}": iterations,
             }

@@ -211,6 +211,7 @@ def kernel_regression(
 
     Examples
     --------
+    >>> from lazyjax.operators import as_operator
     >>> A = as_operator(jnp.eye(2), ridge=1.0)
     >>> kernel_regression(A, jnp.ones((2, 1)), jnp.zeros((2, 1))).fit[:, 0].tolist()
     [0.5, 0.5]

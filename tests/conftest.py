@@ -28,6 +28,29 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=300)
 
 
+COMPILED_LITTLE = {
+    "test_batches",
+    "test_command_line",
+    "test_digits_kernel",
+    "test_docs",
+    "test_kernel_models",
+    "test_kernel_random_models",
+    "test_kernels",
+    "test_operators",
+    "test_operators_spectra",
+    "test_readme",
+    "test_regression",
+    "test_sketches",
+}
+"""Modules of many small programs that run once: to optimise them costs more than to run them."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compilation(request):
+    little = request.module.__name__ in COMPILED_LITTLE
+    jax.config.update("jax_disable_most_optimizations", little)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--thorough",

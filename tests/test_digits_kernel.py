@@ -4,8 +4,8 @@ import pytest
 from experiments.digits_kernel import Config, conclude, plot, run
 
 SMALL = {
-    "examples": 120, "channels": (3, 4), "widths": (24,), "steps": 150, "eigenvalues": 12,
-    "probes": 2, "rank": 100, "pictured": 3,
+    "examples": 90, "channels": (3, 4), "widths": (24,), "steps": 150, "eigenvalues": 12,
+    "probes": 2, "rank": 70, "pictured": 3,
 }  # fmt: skip
 
 
@@ -13,9 +13,9 @@ SMALL = {
 def images(tmp_path_factory):
     """Three classes of noisy bars, 6 x 6: the place of a bar is its label."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 120)
-    x = 0.1 * rng.standard_normal((120, 6, 6))
-    x[np.arange(120), :, 2 * labels] += 1
+    labels = rng.integers(0, 3, 90)
+    x = 0.1 * rng.standard_normal((90, 6, 6))
+    x[np.arange(90), :, 2 * labels] += 1
     path = tmp_path_factory.mktemp("images") / "bars.npz"
     np.savez(path, x=x, y=labels)
     return path

@@ -130,7 +130,7 @@ def test_random_rows_make_an_ill_conditioned_kernel_converge():
 
 def test_nothing_depends_on_the_scale_of_the_kernel():
     found = []
-    for scale in (1e-150, 1.0, 1e150):
+    for scale in (2.0**-500, 1.0, 2.0**500):
         A = scale * as_operator(DECAYING, ridge=1e-4)
         P = nystrom(jax.random.key(0), A, rank=10)
         found.append(solve(A, B, tolerance=1e-8, preconditioner=P))

@@ -10,22 +10,23 @@ from lazyjax import ntk
 from lazyjax import sketches as sketches_module
 from lazyjax.sketches import sketch
 
-WAYS = {
-    "factors": lambda s, _: sketches_module.GRADIENT if s.mixed else sketches_module.FACTORS,
-    "gradients": lambda s, _: sketches_module.GRADIENT,
-}  # fmt: skip
-
 
 def products(z1, z2):
     return np.einsum("nkd,mld->nmkl", z1, z2)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_inner_products_are_the_kernel_in_expectation(way, monkeypatch):
+@pytest.mark.parametrize("factored", [False, True])
+def test_inner_products_are_the_kernel_in_expectation(factored, monkeypatch):
     """The mean over seeds nears the kernel as 1 / sqrt(seeds): it has no bias."""
-    monkeypatch.setattr(sketches_module, "_way", WAYS[way])
+    chosen = sketches_module._way
+
+    def way(shape, dimension):  # for a model as small as this, gradients are the cheaper way
+        whole = chosen(shape, dimension)
+        return sketches_module.FACTORS if factored and not shape.mixed else whole
+
+    monkeypatch.setattr(sketches_module, "_way", way)
     jax.clear_caches()
-    kernel, seeds = np.asarray(ntk(model, PARAMS, X1)), 150
+    kernel, seeds = np.asarray(ntk(model, PARAMS, X1)), 60
     found = np.stack(
         [
             products(z, z)
@@ -52,7 +53,7 @@ def test_the_error_falls_as_the_root_of_the_dimension_and_is_what_is_measured():
     errors = {}
     for dimension in (8, 32):
         runs = []
-        for seed in range(20):
+        for seed in range(8):
             found = sketch(jax.random.key(seed), model, PARAMS, x, dimension=dimension, pairs=24**2)
             z = found.features
             assert z.shape == (48, 3, dimension)
@@ -60,7 +61,7 @@ def test_the_error_falls_as_the_root_of_the_dimension_and_is_what_is_measured():
             assert found.error == pytest.approx(runs[-1], rel=0.5)
             assert 0 < found.standard_error < found.error
         errors[dimension] = np.mean(runs)
-    assert 1.6 < errors[8] / errors[32] < 2.6  # 2
+    assert 1.5 < errors[8] / errors[32] < 2.7  # 2
 
 
 def test_blocks_of_the_batch_are_sketched_alike(monkeypatch):

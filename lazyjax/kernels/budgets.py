@@ -72,16 +72,20 @@ def analysed(compiled: Any) -> Any:
     return analysis
 
 
-@lru_cache(maxsize=256)
-def _peak(structure: Any, shapes: tuple[Any, ...], options: Options, backend: str) -> int:
-    lowered = kernels.lower(*_abstract(structure, shapes), options=options)
-    analysis = analysed(lowered.compile())
+def needed(compiled: Any) -> int:
+    """Give the bytes of inputs, temporaries and result of compiled code."""
+    analysis = analysed(compiled)
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         + analysis.temp_size_in_bytes
         - analysis.alias_size_in_bytes
     )
+
+
+@lru_cache(maxsize=256)
+def _peak(structure: Any, shapes: tuple[Any, ...], options: Options, backend: str) -> int:
+    return needed(kernels.lower(*_abstract(structure, shapes), options=options).compile())
 
 
 def peak(call: Call, options: Options) -> int:

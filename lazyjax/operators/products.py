@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from lazyjax import checks
 from lazyjax.kernels import matrix
 from lazyjax.kernels.arguments import output_shapes
-from lazyjax.kernels.budgets import bytes_of, written
+from lazyjax.kernels.budgets import bytes_of, needed, written
 from lazyjax.kernels.computation import Call, Options, check, kernels
 from lazyjax.kernels.costs import rates
 from lazyjax.kernels.layouts import plain_convolutions
@@ -199,20 +199,6 @@ def _form(
 def _peak(call: Call, arrays: Arrays, form: Form) -> int:
     """Give the bytes at the peak of setting up and of one product, as XLA counts them."""
 
-    def needed(lowered: Any) -> int:
-        analysis = lowered.compile().memory_analysis()
-        if analysis is None:
-            raise ValueError(
-                "`memory` needs a backend on which XLA tells what code needs, got "
-                f"{jax.default_backend()}. Use `keep`."
-            )
-        return (
-            analysis.argument_size_in_bytes
-            + analysis.output_size_in_bytes
-            + analysis.temp_size_in_bytes
-            - analysis.alias_size_in_bytes
-        )
-
     x2 = call.x1 if call.x2 is None else call.x2
     kept = jax.eval_shape(partial(_prepared, form=form, right=False), arrays, call.x1)
     other = jax.eval_shape(partial(_prepared, form=form, right=True), arrays, x2)
@@ -220,8 +206,8 @@ def _peak(call: Call, arrays: Arrays, form: Form) -> int:
     dtype = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))[0].dtype
     v = jax.ShapeDtypeStruct((size, 1), dtype)
     return max(
-        needed(_prepared.lower(arrays, call.x1, form=form, right=False)),
-        needed(_product.lower(arrays, kept, other, v, form=form)),
+        needed(_prepared.lower(arrays, call.x1, form=form, right=False).compile()),
+        needed(_product.lower(arrays, kept, other, v, form=form).compile()),
     )
 
 
