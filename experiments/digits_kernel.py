@@ -73,6 +73,8 @@ class Config:
     """How many images to take, at random; all of them if None."""
     test: float = 0.2
     """Share of the images that is kept for testing."""
+    networks: tuple[str, ...] = ("CNN", "MLP")
+    """Which networks."""
     channels: tuple[int, ...] = (16, 32)
     """Channels of the CNN's convolutions, 3 x 3; the second and later ones have stride 2."""
     widths: tuple[int, ...] = (256, 256)
@@ -100,8 +102,11 @@ class Config:
             checks.whole(name, getattr(self, name), least=1)
         if self.examples is not None:
             checks.whole("examples", self.examples, least=20)
-        for name in ("channels", "widths"):
+        for name in self.networks:
+            checks.one_of("networks", name, ("CNN", "MLP"))
+        for name in ("networks", "channels", "widths"):
             checks.whole(f"number of `{name}`", len(getattr(self, name)), least=1)
+        for name in ("channels", "widths"):
             for size in getattr(self, name):
                 checks.whole(name, size, least=1)
         checks.whole("probes", self.probes, least=2)
@@ -198,7 +203,7 @@ def _regression(
 
 def run(config: Config) -> Results:
     """Train both networks and their tangent models, and look at the kernels before and after."""
-    split_key, *keys = jax.random.split(jax.random.key(config.seed), 3)
+    split_key, *keys = jax.random.split(jax.random.key(config.seed), 1 + len(config.networks))
     x, labels = images_of(config)
     order = np.asarray(jax.random.permutation(split_key, len(x)))[: config.examples]
     x, labels = jnp.asarray(x[order]), jnp.asarray(labels[order])
@@ -215,7 +220,8 @@ def run(config: Config) -> Results:
     }
     arrays: dict[str, Any] = {"labels": np.asarray(labels[shown])}
     summary: dict[str, Any] = {}
-    for key, (name, module) in zip(keys, networks.items(), strict=True):
+    for key, name in zip(keys, config.networks, strict=True):
+        module = networks[name]
         initial_key, top_key, batch_key, *stage_keys = jax.random.split(key, 5)
         f, params0 = from_linen(module, initial_key, x_single[:1])
         K = ntk_operator(f, params0, data_single.x)

@@ -76,18 +76,18 @@ def test_blocks_of_the_batch_are_sketched_alike(monkeypatch):
 
 def test_one_key_gives_one_space():
     key = jax.random.key(3)
-    z1 = sketch(key, model, PARAMS, X1, dimension=8192).features
-    z2 = sketch(jax.random.clone(key), model, PARAMS, X2, dimension=8192).features
+    z1 = sketch(key, model, PARAMS, X1, dimension=1024).features
+    z2 = sketch(jax.random.clone(key), model, PARAMS, X2, dimension=1024).features
     kernel = ntk(model, PARAMS, X1, X2)
-    assert np.linalg.norm(products(z1, z2) - kernel) < 0.1 * np.linalg.norm(kernel)
+    assert np.linalg.norm(products(z1, z2) - kernel) < 0.25 * np.linalg.norm(kernel)
 
 
 def test_outputs_and_wrt_choose_as_in_ntk():
     options = {"outputs": (2, 0), "wrt": lambda path: "in" in path}
-    z = sketch(jax.random.key(0), model, PARAMS, X1, dimension=8192, **options).features
+    z = sketch(jax.random.key(0), model, PARAMS, X1, dimension=1024, **options).features
     kernel = ntk(model, PARAMS, X1, **options)
-    assert z.shape == (7, 2, 8192)
-    assert np.linalg.norm(products(z, z) - kernel) < 0.1 * np.linalg.norm(kernel)
+    assert z.shape == (7, 2, 1024)
+    assert np.linalg.norm(products(z, z) - kernel) < 0.25 * np.linalg.norm(kernel)
 
 
 @pytest.mark.parametrize(
