@@ -14,7 +14,7 @@ of handwritten digits"), after Fort et al. 2020, "Deep learning versus kernel le
 2021, "Properties of the after kernel". Not in the practical.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,14 +291,10 @@ def run(config: Config) -> Results:
 _STAGE_COLOURS = dict(zip(STAGES, plots.COLOURS[:2], strict=True))
 
 
-def _names(results: Results) -> Iterator[tuple[int, str]]:
-    return enumerate(results.summary)
-
-
 def _panels(results: Results, draw: Callable[[Any, str], None], **settings: Any) -> Figure:
     """Draw one panel a network."""
     figure, axes = plt.subplots(1, len(results.summary), figsize=(10, 4), squeeze=False, **settings)
-    for i, name in _names(results):
+    for i, name in enumerate(results.summary):
         draw(axes[0, i], name)
         axes[0, i].set_title(name)
     return figure
@@ -306,7 +302,7 @@ def _panels(results: Results, draw: Callable[[Any, str], None], **settings: Any)
 
 def _accuracies(results: Results) -> Figure:
     figure, ax = plt.subplots(figsize=(7, 3.8))
-    for i, name in _names(results):
+    for i, name in enumerate(results.summary):
         rows = results.summary[name]["test accuracy"]
         at = np.arange(len(rows)) + 0.36 * (i - 0.5)
         wrong = [100 * (1 - accuracy) for accuracy in rows.values()]
@@ -361,7 +357,7 @@ def plot(results: Results) -> dict[str, Figure]:
         2, len(results.summary), figsize=(4.6 * len(results.summary), 8), squeeze=False
     )
     image: Any = None
-    for i, name in _names(results):
+    for i, name in enumerate(results.summary):
         for ax, stage in zip(axes[:, i], STAGES, strict=True):
             kernel = arrays[f"{name}_{stage}_kernel"]
             size = np.sqrt(np.diag(kernel))

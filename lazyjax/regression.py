@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.dynamics import Dynamics
 from lazyjax.kernels.layouts import plain_convolutions
 from lazyjax.operators import KernelOperator, NotConverged, solve
+from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
 from lazyjax.operators.lanczos import lanczos
 from lazyjax.types import ModelFunction, Params
 
@@ -269,18 +271,15 @@ def kernel_regression(
 
 
 @partial(jax.jit, static_argnames="size")
-def _pulled_back(f: ModelFunction, params0: Params, x: Any, c: Any, *, size: int) -> Params:
-    @plain_convolutions
-    def pulled(at: Any) -> Params:
-        x, c = at
-        _, pullback = jax.vjp(lambda w: f(w, x), params0)
-        return pullback(c)[0]
-
-    def step(total: Params, at: Any) -> tuple[Params, None]:
-        return jax.tree.map(jnp.add, total, pulled(at)), None
-
-    blocks = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, c))
-    return jax.lax.scan(step, params0, blocks)[0]
+def _moved(f: Partial, params0: Params, x: Any, c: jax.Array, *, size: int) -> Params:
+    """Compute params0 + J^T c, so many examples at once."""
+    w, structure = jax.tree.flatten(params0)
+    setting = Setting((True,) * len(w), "none", "nothing", size, 0, "highest")
+    one = jax.tree.map(lambda a: a[:1], x)
+    maps = KEEPS[setting.keep].maps(Arrays(f, params0, None, one), x, setting)
+    pull = plain_convolutions(lambda c: maps.pull(c, None))
+    moved = pull(c.reshape(1, c.shape[0], -1))
+    return structure.unflatten([a + b[0] for a, b in zip(w, moved, strict=True)])
 
 
 def tangent_parameters(
@@ -340,4 +339,4 @@ def tangent_parameters(
 
     x = jax.tree.map(lambda a: pad(a, "edge"), x)
     c = pad(jnp.asarray(coefficients, like.dtype), "constant")
-    return _pulled_back(f, params0, x, c, size=size)
+    return _moved(f, params0, x, c, size=size)

@@ -18,10 +18,9 @@ from jax.tree_util import Partial
 
 from lazyjax import checks
 from lazyjax.kernels import ntk, structured
-from lazyjax.kernels.arguments import model_of, output_shapes
-from lazyjax.kernels.blocks import even, in_blocks
-from lazyjax.kernels.computation import check
-from lazyjax.kernels.costs import rates, results
+from lazyjax.kernels.arguments import model_of, require_reverse
+from lazyjax.kernels.blocks import in_close_blocks
+from lazyjax.kernels.computation import check, only_output
 from lazyjax.kernels.factors import Factors, Shape
 from lazyjax.kernels.orders import jacobian_of
 from lazyjax.types import ModelFunction, Params
@@ -146,11 +145,7 @@ def _features(
 ) -> jax.Array:
     """Compute the features (N, K, dimension), block by block and part by part."""
     model = model_of(f, params, x, wrt, leaf=0, outputs=outputs, summed=False)
-    if not model.reverse:
-        raise ValueError(
-            "`f` must have a derivative in reverse mode for a sketch of its kernel, and has "
-            "forward mode only (a while loop). Use ntk(f, params, x)."
-        )
+    require_reverse(model, "a sketch of its kernel")
     plan = structured.plan(model.jaxpr, len(model.w), lambda shape: "gram", apart=False)
     made = partial(structured.features, plan, model.w)
     like = jax.eval_shape(made, jax.tree.map(lambda a: jnp.asarray(a)[:1], x))
@@ -179,11 +174,8 @@ def _features(
         shares += [_sketched(rest[i], found["jacobian"][i], dimension) for i in rest]
         return sum(shares[1:], shares[0])
 
-    bytes_made = results(plan.jaxpr.jaxpr) * (1 + plan.jaxpr.out_avals[0].shape[0])
-    at_once = int(rates().working / 4 // max(1.0, structured.ALIVE * bytes_made))
-    n = checks.batch("x", x)
     with jax.default_matmul_precision(precision):
-        return in_blocks(of_block, x, even(n, max(1, at_once)))
+        return in_close_blocks(of_block, x, plan.jaxpr)
 
 
 def sketch(
@@ -256,18 +248,11 @@ def sketch(
         x,
         None,
         reduce="none",
-        method="auto",
         wrt=wrt,
-        per_leaf=False,
         outputs=outputs,
-        batch_size=None,
         precision=precision,
     )
-    shapes = jax.tree.leaves(output_shapes(call.f, params, x))
-    if len(shapes) != 1:
-        raise TypeError(
-            f"`f` must return one array for a sketch, got {len(shapes)}. Concatenate them in f."
-        )
+    out, _ = only_output(call, "a sketch")
     hash_key, pair_key = jax.random.split(key)
     z = _features(
         hash_key,
@@ -288,7 +273,6 @@ def sketch(
     exact = exact.reshape(*exact.shape[:2], z.shape[1], z.shape[1])
     found = jnp.einsum("nkd,mld->nmkl", z[one], z[other], precision=precision)
     error, standard_error = _error(np.asarray(found), np.asarray(exact))
-    out = shapes[0].shape if call.outputs is None else call.outputs.shape
     return Sketch(z.reshape(n, *out, dimension), error, standard_error)
 
 

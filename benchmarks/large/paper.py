@@ -5,6 +5,7 @@ each part in the order with the fewest operations; seconds are those over a rate
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from jax.tree_util import Partial
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.large.case import draw
 from lazyjax.kernels.arguments import model_of
 from lazyjax.kernels.budgets import written
 from lazyjax.kernels.costs import operations
@@ -43,16 +45,6 @@ class Config:
     """Bytes for the features that a device holds."""
     devices: tuple[int, ...] = (1, 64)
     """How many; they share out the rows of tiles."""
-
-
-class ConvNet(nn.Module):
-    """The CNN of the measured store: two convolutions of 32 channels."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for _ in range(2):
-            x = nn.relu(nn.Conv(32, (3, 3))(x))
-        return nn.Dense(OUTPUTS)(x.mean((1, 2)))
 
 
 class Block(nn.Module):
@@ -86,11 +78,15 @@ class ResNet18(nn.Module):
         return nn.Dense(OUTPUTS)(x.mean((1, 2)))
 
 
-MODELS = {
-    "CNN, 2 x 32 channels, 8 x 8": (ConvNet(), (8, 8, 3)),
-    "CNN, 2 x 32 channels, 32 x 32": (ConvNet(), (32, 32, 3)),
-    "ResNet-18, 32 x 32": (ResNet18(), (32, 32, 3)),
-}
+def models() -> dict[str, tuple[Any, Any, jax.Array]]:
+    """Give f, params and one image of each model; the first is that of the measured store."""
+    f, params, small = draw(1)
+    large = jnp.zeros((1, 32, 32, 3))
+    return {
+        "CNN, 2 x 32 channels, 8 x 8": (f, params, jnp.asarray(small)),
+        "CNN, 2 x 32 channels, 32 x 32": (f, params, large),
+        "ResNet-18, 32 x 32": (*from_linen(ResNet18(), jax.random.key(0), large), large),
+    }
 
 
 def fewest(shape: Shape) -> str:
@@ -109,10 +105,8 @@ class Count:
     kept: float  # bytes of them
 
 
-def count(module: nn.Module, size: tuple[int, ...]) -> Count:
+def count(f: Any, params: Any, x: jax.Array) -> Count:
     """Count the traced kernel of a model."""
-    x = jnp.zeros((1, *size))
-    f, params = from_linen(module, jax.random.key(0), x)
     mask = (True,) * len(jax.tree.leaves(params))
     model = model_of(Partial(f), params, x, mask, leaf=0, outputs=None, summed=False)
     found = plan(model.jaxpr, len(model.w), fewest, apart=False)
@@ -137,8 +131,8 @@ def main(config: Config) -> None:
     columns = ("model", "parameters", "a pair", "an example", "kept", "devices", "panels")
     for column in (*columns, "features", "of columns", "contraction", "sum"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for name, (module, size) in MODELS.items():
-        own = count(module, size)
+    for name, model in models().items():
+        own = count(*model)
         made, read = 2 * own.example / config.features, own.kept / config.read  # an example
         for devices in config.devices:
             rows = n / devices

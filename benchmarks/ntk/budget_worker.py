@@ -23,11 +23,8 @@ def make(task: dict) -> Contender:
             x1,
             x2,
             reduce=task["reduce"],
-            method="auto",
             wrt=None,
-            per_leaf=False,
             outputs=None,
-            batch_size=None,
             precision="highest",
         )
         try:

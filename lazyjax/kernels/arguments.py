@@ -256,3 +256,13 @@ def model_of(
             ) from error
         return Model(function, w, False, jaxpr)
     return Model(function, w, True, jaxpr)
+
+
+def require_reverse(model: Model, purpose: str) -> Model:
+    """Refuse a model that has forward mode only."""
+    if not model.reverse:
+        raise ValueError(
+            f"`f` must have a derivative in reverse mode for {purpose}, and has forward mode only "
+            "(a while loop). Use ntk(f, params, x)."
+        )
+    return model

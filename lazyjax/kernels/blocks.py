@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyjax import checks
-from lazyjax.kernels.costs import rates
+from lazyjax.kernels import structured
+from lazyjax.kernels.costs import rates, results
 from lazyjax.kernels.layouts import plain_convolutions
 from lazyjax.kernels.methods import Engine, Kernels, Task
 from lazyjax.kernels.orders import THROUGH_J
@@ -72,6 +73,27 @@ def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
         return put, None
 
     return jax.lax.scan(block, found, jnp.asarray(_starts(n, size)))[0]
+
+
+def in_close_blocks(features: Callable[[Any], Any], x: Any, jaxpr: Any) -> Any:
+    """Compute features of a model in blocks whose intermediate results stay close.
+
+    Parameters
+    ----------
+    features : callable
+        From a pytree with the batch on axis 0 to another.
+    x : pytree
+    jaxpr : ClosedJaxpr
+        Of the model on one example, (C,) its outputs.
+
+    Returns
+    -------
+    pytree
+        As `features(x)`.
+    """
+    made = structured.ALIVE * (1 + jaxpr.out_avals[0].shape[0]) * results(jaxpr.jaxpr)
+    at_once = max(1, int(rates().working / 4 // max(1.0, made)))
+    return in_blocks(features, x, even(checks.batch("x", x), at_once))
 
 
 def _mirrored(tile: jax.Array) -> jax.Array:

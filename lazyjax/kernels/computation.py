@@ -63,12 +63,12 @@ def check(
     x2: Any | None,
     *,
     reduce: str,
-    method: str,
     wrt: Any,
-    per_leaf: bool,
     outputs: Sequence[int] | None,
-    batch_size: int | tuple[int, int] | None,
     precision: str,
+    method: str = "auto",
+    per_leaf: bool = False,
+    batch_size: int | tuple[int, int] | None = None,
 ) -> Call:
     """Check the arguments of `ntk`, before any work."""
     f = checks.model_function(f)
@@ -84,6 +84,17 @@ def check(
     index = chosen_outputs(outputs, output_shapes(f, params, x1))
     check_examples(f, params, x1)
     return Call(f, params, x1, x2, index, options)
+
+
+def only_output(call: Call, purpose: str) -> tuple[tuple[int, ...], Any]:
+    """Require a model with one output array; give the shape of the outputs that are asked for, and
+    their dtype."""
+    shapes = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))
+    if len(shapes) != 1:
+        raise TypeError(
+            f"`f` must return one array for {purpose}, got {len(shapes)}. Concatenate them in f."
+        )
+    return shapes[0].shape if call.outputs is None else call.outputs.shape, shapes[0].dtype
 
 
 class Job(NamedTuple):

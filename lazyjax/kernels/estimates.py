@@ -82,7 +82,6 @@ def estimate(
         x1,
         x2,
         reduce=reduce,
-        method="auto",
         wrt=wrt,
         per_leaf=per_leaf,
         outputs=outputs,
@@ -146,9 +145,6 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
         params,
         x,
         None,
-        method="auto",
-        per_leaf=False,
-        batch_size=None,
         precision="highest",
         **(defaults | options),
     )

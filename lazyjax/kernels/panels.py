@@ -115,10 +115,8 @@ def _planned(job: Job, call: Call, method: str, grid: Grid, memory: int, devices
         own = task._replace(n1=side, n2=n2, symmetric=False)
         return engine_of(job._replace(task=own), call.x1, method).seconds
 
-    square, wide = (
-        seconds(side),
-        seconds(2 * side),
-    )  # (2 side) e + side^2 p, (3 side) e + 2 side^2 p
+    # with e an example and p a pair: 2 side e + side^2 p, and 3 side e + 2 side^2 p
+    square, wide = seconds(side), seconds(2 * side)
     of_example = max(0.0, (2 * square - wide) / side)
     of_pair = (square / side - 2 * of_example) / side
     contraction = max(whole.seconds - task.examples * of_example, task.tiles * of_pair)

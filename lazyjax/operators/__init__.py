@@ -2,11 +2,13 @@
 
 from lazyjax.operators.algebra import KernelOperator, as_operator
 from lazyjax.operators.products import ntk_operator
-from lazyjax.operators.quadrature import inverse_trace, logdet, trace
+from lazyjax.operators.quadrature import Estimate, inverse_trace, logdet, trace
 from lazyjax.operators.solves import NotConverged, Nystrom, Solution, nystrom, solve
-from lazyjax.operators.spectra import SpectralDensity, spectral_density, top_eigenpairs
+from lazyjax.operators.spectra import Eigenpairs, SpectralDensity, spectral_density, top_eigenpairs
 
 __all__ = [
+    "Eigenpairs",
+    "Estimate",
     "KernelOperator",
     "NotConverged",
     "Nystrom",

@@ -7,7 +7,7 @@ n K + k is output k of example n, as in y.reshape(-1).
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,9 +200,14 @@ def _array_transposed(square: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.matmul(square.T, v, precision="highest")
 
 
-def _array_rows(square: jax.Array, outputs: Any, examples: jax.Array) -> jax.Array:
-    every = jnp.arange(square.shape[0]).reshape(-1, outputs.size)
-    return square[every[examples].reshape(-1)]
+class _ArrayRows(NamedTuple):
+    """The rows of some examples, as a static function; equal ones compile once."""
+
+    outputs: int
+
+    def __call__(self, square: jax.Array, examples: jax.Array) -> jax.Array:
+        every = jnp.arange(square.shape[0]).reshape(-1, self.outputs)
+        return square[every[examples].reshape(-1)]
 
 
 def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
@@ -247,7 +252,7 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
     base = operator(
         Partial(_array_product, square),
         Partial(_array_transposed, square),
-        rows=Partial(_array_rows, square, jnp.zeros(outputs)),
+        rows=Partial(_ArrayRows(outputs), square),
         shape=(square.shape[0], square.shape[1]),
         dtype=square.dtype,
         outputs=outputs,

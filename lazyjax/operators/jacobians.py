@@ -15,10 +15,10 @@ from jax.tree_util import Partial
 
 from lazyjax.derivatives import linearization
 from lazyjax.kernels import structured
-from lazyjax.kernels.arguments import model_of, split
-from lazyjax.kernels.blocks import even, in_blocks
-from lazyjax.kernels.costs import rates, results
+from lazyjax.kernels.arguments import model_of, require_reverse, split
+from lazyjax.kernels.blocks import in_close_blocks
 from lazyjax.kernels.factors import Shape
+from lazyjax.kernels.methods import Model
 
 
 class Setting(NamedTuple):
@@ -147,8 +147,8 @@ def _order(s: Shape) -> str:
     return "jacobian" if s.mixed or s.jacobian <= min(s.factors, multiplied) else "gram"
 
 
-def plan_of(arrays: Arrays, setting: Setting) -> tuple[structured.Plan, list[jax.Array]]:
-    """Plan the features of a model; refuse one without reverse mode."""
+def model_with(arrays: Arrays, setting: Setting) -> Model:
+    """Give the model on one example; refuse one without reverse mode."""
     model = model_of(
         arrays.f,
         arrays.params,
@@ -158,20 +158,17 @@ def plan_of(arrays: Arrays, setting: Setting) -> tuple[structured.Plan, list[jax
         outputs=arrays.outputs,
         summed=setting.reduce == "sum",
     )
-    if not model.reverse:
-        raise ValueError(
-            "`f` must have a derivative in reverse mode for products with its kernel, and has "
-            "forward mode only (a while loop). Use as_operator(ntk(f, params, x))."
-        )
+    return require_reverse(model, "products with its kernel")
+
+
+def _plan(arrays: Arrays, setting: Setting) -> tuple[structured.Plan, list[jax.Array]]:
+    model = model_with(arrays, setting)
     return structured.plan(model.jaxpr, len(model.w), _order, apart=False), model.w
 
 
 def _features(arrays: Arrays, x: Any, setting: Setting) -> Any:
-    plan, w = plan_of(arrays, setting)
-    made = results(plan.jaxpr.jaxpr) * (1 + plan.jaxpr.out_avals[0].shape[0])
-    at_once = int(rates().working / 4 // max(1.0, structured.ALIVE * made))
-    n = jax.tree.leaves(x)[0].shape[0]
-    return in_blocks(partial(structured.features, plan, w), x, even(n, max(1, at_once)))
+    plan, w = _plan(arrays, setting)
+    return in_close_blocks(partial(structured.features, plan, w), x, plan.jaxpr)
 
 
 def _weighted(d: jax.Array, c: jax.Array, chunk: int) -> jax.Array:
@@ -218,7 +215,7 @@ def _read(d: jax.Array, z: jax.Array, chunk: int) -> jax.Array:
 
 
 def _of_features(arrays: Arrays, kept: Any, setting: Setting) -> Maps:
-    plan, _ = plan_of(arrays, setting)
+    plan, _ = _plan(arrays, setting)
     shapes, chunk = dict(enumerate(plan.shapes)), setting.chunk
 
     def chosen(start: Any) -> tuple[dict[int, Any], dict[int, jax.Array]]:

@@ -14,13 +14,12 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.kernels import matrix
-from lazyjax.kernels.arguments import output_shapes
 from lazyjax.kernels.budgets import bytes_of, needed, written
-from lazyjax.kernels.computation import Call, Options, check, kernels
+from lazyjax.kernels.computation import Call, Options, check, kernels, only_output
 from lazyjax.kernels.costs import rates
 from lazyjax.kernels.layouts import plain_convolutions
 from lazyjax.operators.algebra import KernelOperator, operator
-from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, plan_of
+from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, model_with
 from lazyjax.types import ModelFunction, Params
 
 REDUCTIONS = ("none", "trace", "sum")
@@ -47,6 +46,7 @@ class Form(NamedTuple):
     right: Side
     symmetric: bool  # one batch
     at_once: int  # vectors
+    dtype: np.dtype
     mesh: Mesh | None
 
     def swapped(self) -> "Form":
@@ -127,8 +127,7 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
         return found
 
     with jax.default_matmul_precision(setting.precision):
-        shared = (False, True, True, False)
-        run = _shared_out(form, lambda *every: local(every), *shared, False)
+        run = _shared_out(form, lambda *every: local(every), False, True, True, False, False)
         found = run(arrays, kept, other, vectors)
     found = found[:, : form.left.n] / form.mean
     return found.reshape(len(vectors), -1).T.astype(v.dtype)
@@ -170,7 +169,7 @@ class Rows(NamedTuple):
 
 
 def _form(
-    call: Call, *, keep: str, block: int, outputs: int, parameters: int, mesh: Mesh | None
+    call: Call, *, keep: str, block: int, outputs: int, dtype: np.dtype, mesh: Mesh | None
 ) -> Form:
     n1 = checks.batch("x1", call.x1)
     n2 = n1 if call.x2 is None else checks.batch("x2", call.x2)
@@ -180,8 +179,9 @@ def _form(
         local = -(-n // devices)
         return Side(n, -(-local // min(block, local)) * min(block, local))
 
-    itemsize = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))[0].dtype.itemsize
-    at_once = int(np.clip(rates().working // (parameters * itemsize), 1, _VECTORS))
+    own = zip(jax.tree.leaves(call.params), options.wrt, strict=True)
+    direction = dtype.itemsize * sum(np.size(w) for w, moves in own if moves)
+    at_once = int(np.clip(rates().working // direction, 1, _VECTORS))
     chunk = max(c for c in range(1, outputs + 1) if outputs % c == 0 and c <= at_once)
     chunk = chunk if options.reduce == "trace" else 0
     return Form(
@@ -192,19 +192,18 @@ def _form(
         right=side(n2),
         symmetric=call.x2 is None,
         at_once=max(1, at_once // max(1, chunk)),
+        dtype=dtype,
         mesh=mesh,
     )
 
 
 def _peak(call: Call, arrays: Arrays, form: Form) -> int:
     """Give the bytes at the peak of setting up and of one product, as XLA counts them."""
-
     x2 = call.x1 if call.x2 is None else call.x2
     kept = jax.eval_shape(partial(_prepared, form=form, right=False), arrays, call.x1)
     other = jax.eval_shape(partial(_prepared, form=form, right=True), arrays, x2)
     size = form.right.n * (1 if form.setting.reduce == "trace" else form.outputs)
-    dtype = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))[0].dtype
-    v = jax.ShapeDtypeStruct((size, 1), dtype)
+    v = jax.ShapeDtypeStruct((size, 1), form.dtype)
     return max(
         needed(_prepared.lower(arrays, call.x1, form=form, right=False).compile()),
         needed(_product.lower(arrays, kept, other, v, form=form).compile()),
@@ -222,10 +221,6 @@ def _fitting(call: Call, arrays: Arrays, forms: list[Form], memory: int | float 
         f"`memory` must be at least {written(1.005 * min(least))} for products with this kernel, "
         f"inputs included, got {memory!r}. Use that, or fewer examples."
     )
-
-
-def _size(params: Params, wrt: tuple[bool, ...]) -> int:
-    return sum(np.size(w) for w, own in zip(jax.tree.leaves(params), wrt, strict=True) if own)
 
 
 def _choose(call: Call, arrays: Arrays, form: Any, keep: str, memory: Any) -> Form:
@@ -273,8 +268,8 @@ def ntk_operator(
         0 or more, in the units of the kernel; only with `x2=None`.
     keep : str
         What is kept between two products: `"nothing"`, `"residuals"` of one linearization, or
-        `"features"`, those of the kernel engine. `"auto"`: what makes products fastest, by counted
-        operations and bytes, within the budget (Notes).
+        `"features"`, those of the kernel engine. `"auto"`: features for the trace, which reads them
+        once for all outputs, and residuals otherwise; the next less where the budget has no room.
     memory : str or number of bytes, optional
         A budget like `"2GiB"`, for each device: parameters, inputs, what is kept, and the work of a
         product with one vector, as XLA counts them.
@@ -324,11 +319,8 @@ def ntk_operator(
         x1,
         x2,
         reduce=reduce,
-        method="auto",
         wrt=wrt,
-        per_leaf=False,
         outputs=outputs,
-        batch_size=None,
         precision=precision,
     )
     unshifted = checks.is_known(ridge) and not np.any(ridge)
@@ -336,12 +328,7 @@ def ntk_operator(
         raise ValueError(
             f"`ridge` must be 0 for the kernel of two batches, got {ridge}. Leave out `x2`."
         )
-    shapes = jax.tree.leaves(output_shapes(call.f, params, x1))
-    if len(shapes) != 1:
-        raise TypeError(
-            f"`f` must return one array for an operator, got {len(shapes)}. Concatenate them in f."
-        )
-    out = shapes[0].shape if call.outputs is None else call.outputs.shape
+    out, dtype = only_output(call, "an operator")
     k = math.prod(out)
     arrays = Arrays(call.f, params, call.outputs, jax.tree.map(lambda a: jnp.asarray(a[:1]), x1))
     if mesh is not None:
@@ -349,8 +336,8 @@ def ntk_operator(
         options, everywhere = call.options, NamedSharding(mesh, PartitionSpec())
         call, arrays = jax.device_put((call._replace(options=None), arrays), everywhere)
         call = call._replace(options=options)
-    form = partial(_form, call, outputs=k, parameters=_size(params, call.options.wrt), mesh=mesh)
-    plan_of(arrays, form(keep="nothing", block=1).setting)  # for models that it refuses
+    form = partial(_form, call, outputs=k, dtype=dtype, mesh=mesh)
+    model_with(arrays, form(keep="nothing", block=1).setting)  # for models that it refuses
     chosen = _choose(call, arrays, form, keep, memory)
     left = _prepared(arrays, call.x1, form=chosen, right=False)
     right = left if call.x2 is None else _prepared(arrays, call.x2, form=chosen, right=True)
@@ -359,7 +346,7 @@ def ntk_operator(
         Partial(Product(chosen.swapped()), arrays, right, left),
         rows=Partial(Rows(call.options), call.arrays),
         shape=(chosen.left.n * k // chosen.mean, chosen.right.n * k // chosen.mean),
-        dtype=shapes[0].dtype,
+        dtype=dtype,
         outputs=k // chosen.mean,
         psd=x2 is None,
     )

@@ -190,9 +190,7 @@ def kernel_store(
         reduce=reduce,
         method=method,
         wrt=wrt,
-        per_leaf=False,
         outputs=outputs,
-        batch_size=None,
         precision=precision,
     )
     job, *others = jobs(call)
