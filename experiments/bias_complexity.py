@@ -364,7 +364,7 @@ def _fit(results: Results) -> Figure:
     axes[1].set(
         xscale="log", yscale="log", xlabel="1 + step", ylabel="mean squared error",
         title="loss and risk",
-    )  # fmt: skip
+    )  # fmt: skip # to be read as a table
     axes[1].legend()
     return figure
 
@@ -403,9 +403,9 @@ def _second_descent(results: Results) -> Figure:
     for i, (risk, loss) in enumerate(zip(arrays["norm_risk"], arrays["norm_loss"], strict=True)):
         first = i == 0
         axes[0].plot(x, risk, color=plots.COLOURS[2], alpha=1 if first else 0.35,
-                     label="excess risk" if first else None)  # fmt: skip
+                     label="excess risk" if first else None)  # fmt: skip # to be read as a table
         axes[0].plot(x, np.maximum(loss, 1e-12), color=plots.COLOURS[0], alpha=1 if first else 0.35,
-                     label="training loss" if first else None)  # fmt: skip
+                     label="training loss" if first else None)  # fmt: skip # to be read as a table
     sweep_end = arrays["sweep_dimensions"][-1]
     axes[0].axvline(sweep_end, linestyle=":", color="0.3", label="end of the practical's sweep")
     axes[0].set(xscale="log", yscale="log", ylabel="mean squared error", ylim=(1e-9, None))

@@ -114,7 +114,7 @@ def equinox_module(name, build, x=(4,)):
         with jax.debug_key_reuse(False):  # shapes alone: every layer may take the same key
             shapes = eqx.filter_eval_shape(build, jax.random.key(0))
         shapes, static = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-        f = lambda params, x: jax.vmap(eqx.combine(params, static))(x)  # noqa: E731
+        f = lambda params, x: jax.vmap(eqx.combine(params, static))(x)  # noqa: E731 (a function of one line)
         return Case(f, filled(shapes), *examples(x))
 
     assert name not in MODELS
@@ -239,7 +239,7 @@ CONVOLUTIONS = {  # of an example, of the two kernels, options of both convoluti
     "1x1": ((4, 4, 2), (1, 1, 2, 3), (1, 1, 3, 2), {}),
     "1x1 and stride": ((5, 5, 2), (1, 1, 2, 3), (1, 1, 3, 2), {"window_strides": (2, 2)}),
     "as large as the image": ((4, 4, 2), (4, 4, 2, 3), (1, 1, 3, 2), {"padding": "VALID"}),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 def convolve(x, kernel, padding="SAME", window_strides=None, **options):
@@ -654,7 +654,7 @@ def recurrence_projected(p, x):
 def associative(p, x):
     u = tanh(x @ p["a"])
     decay = jnp.broadcast_to(jax.nn.sigmoid(p["b"]), u.shape)
-    combine = lambda s, t: (s[0] * t[0], t[0] * s[1] + t[1])  # noqa: E731
+    combine = lambda s, t: (s[0] * t[0], t[0] * s[1] + t[1])  # noqa: E731 (a function of one line)
     return tanh(lax.associative_scan(combine, (decay, u), axis=1)[1]) @ p["c"]
 
 
@@ -824,7 +824,7 @@ WRAPPED = {
     "cond on x, under map": lambda p, x: lax.map(lambda x: lax.cond(x[0] > 0, mlp, lambda p, x: tanh(x @ p["a"])[:2], p, x), x),
     "cond that closes over weights": lambda p, x: lax.cond(p["c"].sum() < 9, lambda h: tanh(h @ p["b"]), lambda h: h[:, :3], tanh(x @ p["a"])) @ p["c"],
     "where on x": lambda p, x: jnp.where(x[:, :1] > 0, mlp(p, x), jnp.sin(x @ p["a"])[:, :2]),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 for _name, _f in WRAPPED.items():
     model(_name, **MLP)(_f)
 
@@ -879,15 +879,15 @@ MADE = {
     "an orthogonal weight": lambda p: (jnp.linalg.solve(np.eye(4) + p["a"] - p["a"].T, np.eye(4) - p["a"] + p["a"].T), p["b"], p["c"]),
     "a weight that does not matter": lambda p: (p["a"], p["a"].T, p["a"][:, :2]),
     "a weight times zero": lambda p: (p["a"], 0 * p["b"] + p["a"], p["c"]),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 for _name, _w in MADE.items():
     model(_name, **SQUARE)(same(_w))
 
 
 def _through_float32():
     """Make values and cotangents small whole numbers, which float32 holds without rounding."""
-    layer = lambda h, w: nn.relu(h @ w.astype(jnp.float32).astype(jnp.float64))  # noqa: E731
-    f = lambda p, x: layer(layer(x, p["a"]), p["b"]) @ p["c"]  # noqa: E731
+    layer = lambda h, w: nn.relu(h @ w.astype(jnp.float32).astype(jnp.float64))  # noqa: E731 (a function of one line)
+    f = lambda p, x: layer(layer(x, p["a"]), p["b"]) @ p["c"]  # noqa: E731 (a function of one line)
     return Case(f, *jax.tree.map(lambda a: jnp.round(2 * a), (weights(SQUARE), *examples((4,)))))
 
 
@@ -967,7 +967,7 @@ model("pytree outputs", **MLP, d=(4,))(
 
 
 def _pytree_inputs():
-    f = lambda p, x: mlp(p["w"], x["left"] + x["right"][0] @ p["m"][0])  # noqa: E731
+    f = lambda p, x: mlp(p["w"], x["left"] + x["right"][0] @ p["m"][0])  # noqa: E731 (a function of one line)
     params = {"w": weights(MLP), "m": [jnp.asarray(normal(7, 2, 4)), None]}
     x1, x2 = ({"left": x, "right": (x[:, :2],)} for x in examples((4,)))
     return Case(f, params, x1, x2)
@@ -988,7 +988,7 @@ def scalar(p, x):
 
 def residual_by_jvp(p, x):
     t, s = jnp.eye(4)[0], jnp.eye(4)[1]
-    along = lambda f, v: lambda x: jax.jvp(f, (x,), (jnp.broadcast_to(v, x.shape),))[1]  # noqa: E731
+    along = lambda f, v: lambda x: jax.jvp(f, (x,), (jnp.broadcast_to(v, x.shape),))[1]  # noqa: E731 (a function of one line)
     u = partial(scalar, p)
     return along(u, t)(x) - along(along(u, s), s)(x) + u(x) ** 2
 
@@ -1019,7 +1019,7 @@ DERIVATIVES = {
     "a residual u_t - u_xx, grad of grad": residual_by_grad,
     "a residual u_t - u_xx and a Laplacian, hessian": residual_by_hessian,
     "a step of descent inside": lambda p, x: mlp(jax.tree.map(lambda w, g: w - 0.1 * g, p, jax.grad(lambda p: jnp.sum(mlp(p, np.ones((1, 4))) ** 2))(p)), x),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 for _name, _f in DERIVATIVES.items():
     model(_name, **MLP)(_f)
 
@@ -1135,7 +1135,7 @@ REST = {
     "clip and abs": lambda h: jnp.clip(h, -0.3, 0.3) + jnp.abs(h),
     "a determinant": lambda h: jnp.linalg.slogdet(np.eye(5) + h[:, :, None] * h[:, None, :])[1][:, None],
     "a linear system": lambda h: jnp.linalg.solve(np.eye(5) + h[:, :, None] * h[:, None, :], jnp.sin(h)[..., None])[..., 0],
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 for _name, _g in REST.items():
     model(_name, a=(4, 5), b=(5, 5))(
         lambda p, x, g=_g: readout(jnp.sin(g(tanh(x @ p["a"]) @ p["b"])))

@@ -187,7 +187,7 @@ def gathered(new, shape, features):  # rows of a larger weight, one of them twic
 @layer("vector", "sequence", features=FEATURES, rule=st.sampled_from(["jvp", "vjp"]))
 def custom_rule(new, shape, features, rule):
     of = vjp_sine_layer if rule == "vjp" else sine_layer
-    flat = lambda h: h.reshape(-1, h.shape[-1])  # noqa: E731
+    flat = lambda h: h.reshape(-1, h.shape[-1])  # noqa: E731 (a function of one line)
     names = new(shape[-1], features or shape[-1])
     return names, lambda w, h: of(flat(h), w).reshape(*h.shape[:-1], -1)
 

@@ -326,7 +326,7 @@ def flax_drop():
 
 def key_in_params():
     params = {**weights(MLP), "key": jax.random.key(0)}
-    f = lambda p, x: drop(mlp(p, x), p["key"])  # noqa: E731
+    f = lambda p, x: drop(mlp(p, x), p["key"])  # noqa: E731 (a function of one line)
     return Case(f, params, examples((4,))[0], RANDOM.format("random_bits"))
 
 
@@ -350,7 +350,7 @@ def head_of_zeros():
 
 def over_a_root():
     params = {**weights(MLP), "v": jnp.ones(5)}
-    f = lambda p, x: hidden(lambda h: standardize(h) / jnp.sqrt(p["v"]))(p, x)  # noqa: E731
+    f = lambda p, x: hidden(lambda h: standardize(h) / jnp.sqrt(p["v"]))(p, x)  # noqa: E731 (a function of one line)
     return Case(f, params, examples((4,))[0], OTHERS.format("reduce_sum"))
 
 
@@ -524,7 +524,7 @@ def experts(p, x):
 
 @right("time first", x=(3, 4), a=(4, 4))
 def time_first(p, x):
-    step = lambda h, x: (tanh(h @ p["a"] + x), h)  # noqa: E731
+    step = lambda h, x: (tanh(h @ p["a"] + x), h)  # noqa: E731 (a function of one line)
     h, y = lax.scan(step, jnp.zeros((len(x), 4)), x.swapaxes(0, 1))
     return y.swapaxes(0, 1) + h[:, None]
 
@@ -581,7 +581,7 @@ def flax(module):
 
 def key_in_x():
     x = examples((4,))[0]
-    f = lambda p, x: jax.vmap(drop)(mlp(p, x["x"]), x["key"])  # noqa: E731
+    f = lambda p, x: jax.vmap(drop)(mlp(p, x["x"]), x["key"])  # noqa: E731 (a function of one line)
     return Case(f, weights(MLP), {"x": x, "key": jax.random.split(jax.random.key(0), len(x))})
 
 
@@ -608,7 +608,7 @@ RIGHT |= {
     "the whole batch as one example": the_batch_as_one_example,
     "bfloat16 and a suspect": coarse,
 }
-SUSPECT = ["convolution: of the batch of a batch", "layer norm", "table[tokens]", "a transformer", "GRU", "pytree outputs", "pytree inputs and parameters", "switch on an integer leaf"]  # fmt: skip
+SUSPECT = ["convolution: of the batch of a batch", "layer norm", "table[tokens]", "a transformer", "GRU", "pytree outputs", "pytree inputs and parameters", "switch on an integer leaf"]  # fmt: skip # to be read as a table
 RIGHT |= {
     f"{name}, and a suspect": lambda make=MODELS[name]: there_and_back_of(make())
     for name in SUSPECT
@@ -630,7 +630,7 @@ def test_it_is_let_through_under_jit_too(name):
     traced(RIGHT[name]())
 
 
-CLEAR = ["a gradient of the sum by x", "as a batch of one, padded", "a kernel for each example", "the same mask for all", "random features", "time first", "a bound that is the longest of the batch", "Flax batch norm in evaluation", "Flax dropout that is off", "the whole batch as one example"]  # fmt: skip
+CLEAR = ["a gradient of the sum by x", "as a batch of one, padded", "a kernel for each example", "the same mask for all", "random features", "time first", "a bound that is the longest of the batch", "Flax batch norm in evaluation", "Flax dropout that is off", "the whole batch as one example"]  # fmt: skip # to be read as a table
 
 
 @pytest.mark.parametrize("name", CLEAR)
@@ -662,7 +662,7 @@ BATCH_NORM = hidden(standardize)
 def test_it_is_refused_under_vmap_and_grad():
     x, params = examples((4,))[0], weights(MLP)
     several = jax.tree.map(lambda w: jnp.stack([w, w]), params)
-    check = lambda p: (check_examples(BATCH_NORM, p, x), sum(map(jnp.sum, p.values())))[1]  # noqa: E731
+    check = lambda p: (check_examples(BATCH_NORM, p, x), sum(map(jnp.sum, p.values())))[1]  # noqa: E731 (a function of one line)
     with pytest.raises(ValueError, match="see each other"):
         jax.vmap(check)(several)
     with pytest.raises(ValueError, match="see each other"):

@@ -35,7 +35,7 @@ def call_of(x1=X1, x2=X2, method="auto", reduce="none"):
     return check(
         model, PARAMS, x1, x2, reduce=reduce, method=method, wrt=None, per_leaf=False,
         outputs=None, batch_size=None, precision="highest",
-    )  # fmt: skip
+    )  # fmt: skip # to be read as a table
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_estimate_of_each_method_is_what_xla_says_of_it_and_its_operations_g
 
 def test_a_while_loop_has_an_estimate_for_the_method_in_forward_mode_alone():
     def f(w, x):
-        step = lambda s: (s[0] + 1, jnp.tanh(s[1] @ w))  # noqa: E731
+        step = lambda s: (s[0] + 1, jnp.tanh(s[1] @ w))  # noqa: E731 (a function of one line)
         return jax.lax.while_loop(lambda s: s[0] < 3, step, (0, x))[1]
 
     assert set(estimate(f, normal(0, 4, 4), normal(1, 3, 4))) == {"jacobian_contraction"}

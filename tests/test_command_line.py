@@ -43,7 +43,7 @@ def run(*options, factory="models_of_the_test:make", data="x.npz", out="K.zarr")
 
 
 def wanted(x1, x2=None, **options):
-    from models_of_the_test import make  # pyright: ignore
+    from models_of_the_test import make  # pyright: ignore (a module that the test writes)
 
     return np.asarray(ntk(*make(), x1, x2, **options))
 

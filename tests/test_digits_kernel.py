@@ -6,7 +6,7 @@ from experiments.digits_kernel import Config, conclude, plot, run
 SMALL = {
     "examples": 90, "channels": (3, 4), "widths": (24,), "steps": 150, "eigenvalues": 12,
     "probes": 2, "rank": 70, "pictured": 3,
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_images_that_do_not_fit_are_refused(arrays, message, tmp_path):
 
 
 def test_the_digits_are_there():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     from experiments.digits_kernel import images_of
 
     x, labels = images_of(Config())

@@ -238,7 +238,7 @@ BAD = {
     "whole outputs": ((lambda w, x: jnp.round(model(w, x)).astype(int), PARAMS, X1), {}, TypeError, "floats"),
     "no floats": ((lambda w, x: x, {"a": jnp.arange(3)}, X1), {}, ValueError, "at least one array of floats"),
     "no batch in y": ((lambda w, x: model(w, x).sum(0), PARAMS, X1), {}, ValueError, "with the batch on axis 0"),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -246,7 +246,7 @@ def loop(w, x):
         (lambda: as_operator(jnp.eye(3)) * jnp.ones(3), ValueError, "`factor` must be a number"),
         (lambda: as_operator(jnp.eye(3)) / jnp.ones(3), ValueError, "`divisor` must be a number"),
     ],
-)  # fmt: skip
+)  # fmt: skip # to be read as a table
 def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()

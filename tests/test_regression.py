@@ -116,7 +116,7 @@ def test_what_does_not_converge_fails_and_keeps_what_there_is():
         ({"products": 0}, ValueError, "`products` must be at least 1"),
         ({"A": jnp.eye(21)}, TypeError, "`A` must be"),
     ],
-)  # fmt: skip
+)  # fmt: skip # to be read as a table
 def test_bad_input_is_refused(change, error, message):
     options = {"A": setting()[1], "y": Y, "f0": 0 * Y} | change
     A, y, f0 = (options.pop(name) for name in ("A", "y", "f0"))

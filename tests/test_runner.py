@@ -103,7 +103,7 @@ def test_a_run_leaves_config_arrays_summary_figures_and_a_report(go):
     folder = result.out / "first"
     assert set(files(folder)) == {
         "arrays.npz", "config.json", "done.json", "numbers.png", "summary.json", "timings.json",
-    }  # fmt: skip
+    }  # fmt: skip # to be read as a table
     assert json.loads((folder / "config.json").read_text())["size"] == 5
     assert json.loads((folder / "summary.json").read_text())["bad"]["value"] == "nan"
     assert result.failed == []

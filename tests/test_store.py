@@ -163,7 +163,7 @@ def test_tile_and_method_are_chosen_where_nothing_is_said(tmp_path):
         np.arange(23) % 2 == 0, np.s_[4, 5, 1, 2],
     ],
     ids=str,
-)  # fmt: skip
+)  # fmt: skip # to be read as a table
 def test_parts_are_indexed_as_in_numpy(whole, key):
     stored, array = whole
     np.testing.assert_array_equal(stored[key], array[key])

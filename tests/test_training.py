@@ -426,7 +426,7 @@ def test_a_checkpoint_of_another_run_is_refused(change, data, tmp_path):
 def test_an_array_that_a_jit_in_the_model_holds_tells_runs_apart(data, tmp_path):
     def run(constant):
         inner = jax.jit(lambda params, x: mlp(params, x) * np.full((1, 1), constant))
-        f = lambda params, x: inner(params, x)  # noqa: E731
+        f = lambda params, x: inner(params, x)  # noqa: E731 (a function of one line)
         file = tmp_path / "run.npz"
         return train(f, initial(0), data, OPTIMIZERS["sgd"], steps=20, checkpoint=file)
 

@@ -97,14 +97,14 @@ def solves(rows: Table, name: str, A: KernelOperator, b: jax.Array, ranks: list[
     rows.add_row(
         name, str(A.shape[0]), str(b.shape[1:]), "-", str(plain.iterations), "1.0",
         f"{plain_seconds:.2f}", "1.0", f"{plain.residuals[-1].max():.1e}",
-    )  # fmt: skip
+    )  # fmt: skip # to be read as a table
     for rank in ranks:
         found, seconds = timed(partial(run, rank), partial(run, rank, 1))
         fewer = plain.iterations / found.iterations
         rows.add_row(
             "", "", "", str(rank), str(found.iterations), f"{fewer:.1f}",
             f"{seconds:.2f}", f"{plain_seconds / seconds:.1f}", f"{found.residuals[-1].max():.1e}",
-        )  # fmt: skip
+        )  # fmt: skip # to be read as a table
 
 
 def eigenpairs(rows: Table, name: str, A: KernelOperator, values: np.ndarray) -> None:
@@ -133,7 +133,7 @@ def logdets(
         name, str(A.shape[0]), str(probes), str(rank), "/".join(map(str, sorted(depths))),
         f"{true:.1f}", f"{held} of {seeds}", f"{100 * np.mean(widths):.2f}",
         f"{100 * max(widths):.2f}", f"{seconds:.2f}",
-    )  # fmt: skip
+    )  # fmt: skip # to be read as a table
 
 
 def main() -> None:
@@ -147,15 +147,15 @@ def main() -> None:
         solved = table(
             f"To a relative residual of {TOLERANCE:.0e}", "kernel", "order", "columns", "rank",
             "iterations", "fewer", "seconds", "faster", "residual",
-        )  # fmt: skip
+        )  # fmt: skip # to be read as a table
         paired = table(
             "The 20 largest eigenvalues", "kernel", "order", "seconds", "against dense",
             "residual / lambda_max",
-        )  # fmt: skip
+        )  # fmt: skip # to be read as a table
         logged = table(
             "log det (K / ridge + I): bracket plus 3 standard errors", "kernel", "order", "probes",
             "rank", "depth", "true", "holds it", "width %", "widest %", "seconds",
-        )  # fmt: skip
+        )  # fmt: skip # to be read as a table
         f, params, x, b = problem(name, images)
         K = lazyjax.ntk(f, params, x, reduce="trace")
         values = np.linalg.eigvalsh(K)

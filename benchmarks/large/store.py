@@ -18,7 +18,7 @@ from benchmarks.large.case import answer, start
 COLUMNS = (
     "N", "peak, GiB", "tile", "features, s", "contraction, s", "writing, s", "whole, s",
     "GFLOP/s", "product", "share",
-)  # fmt: skip
+)  # fmt: skip # to be read as a table
 
 
 def main(

@@ -9,13 +9,13 @@ import types
 # Imports what an old tensorflow needs; nothing of it is used here.
 sys.modules["neural_tangents.experimental"] = types.ModuleType("neural_tangents.experimental")
 
-import jax  # noqa: E402
-import neural_tangents as nt  # noqa: E402
-import numpy as np  # noqa: E402
+import jax  # noqa: E402 (after the stand-in)
+import neural_tangents as nt  # noqa: E402 (after the stand-in)
+import numpy as np  # noqa: E402 (after the stand-in)
 
-from benchmarks.ntk import jitted  # noqa: E402
-from benchmarks.ntk.cases import CASES, read  # noqa: E402
-from benchmarks.ntk.worker import Contender, serve  # noqa: E402
+from benchmarks.ntk import jitted  # noqa: E402 (after the stand-in)
+from benchmarks.ntk.cases import CASES, read  # noqa: E402 (after the stand-in)
+from benchmarks.ntk.worker import Contender, serve  # noqa: E402 (after the stand-in)
 
 
 def make(task: dict) -> Contender:
