@@ -11,7 +11,7 @@ import lazyjax
 ROOT = Path(__file__).parent.parent
 GROUPS = (
     ("types",),
-    ("checks", "derivatives", "checkpoints"),
+    ("checks", "derivatives", "checkpoints", "norms"),
     ("data", "models", "tangent", "kernels", "spectrum"),
     ("loop",),
     ("runs",),

@@ -1,0 +1,65 @@
+"""Norms that neither overflow nor vanish, taken in float32 at least.
+
+Squares of half precision and of very large or small numbers leave the range of their dtype. A power
+of two is divided out before they are taken, which costs no digit.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def widened(tree: Any) -> Any:
+    """Give floats of less than float32 as float32, and all other leaves as they are."""
+
+    def wide(leaf: Any) -> Any:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
+            return leaf
+        return jnp.asarray(leaf, jnp.float32)
+
+    return jax.tree.map(wide, tree)
+
+
+def _power_of_two(largest: jax.Array) -> jax.Array:
+    usable = (largest > 0) & jnp.isfinite(largest)
+    _, exponent = jnp.frexp(jnp.where(usable, largest, 1))
+    return jax.lax.stop_gradient(jnp.ldexp(jnp.ones_like(largest), exponent - 1))
+
+
+def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:
+    """Give the power of two below the largest magnitude, so that `array / scale` is in [-2, 2].
+
+    Parameters
+    ----------
+    array : (...)
+        Floats.
+    axis : int or tuple of int, optional
+        Axes to take the largest over, which are kept with length 1. None: all, and gives ().
+
+    Returns
+    -------
+    array
+        1 where the largest is 0 or not finite. Its derivative is 0.
+    """
+    return _power_of_two(jnp.max(jnp.abs(array), axis, keepdims=axis is not None, initial=0.0))
+
+
+def norm(tree: Any) -> jax.Array:
+    """Compute the root of the sum of squares of all entries of a tree.
+
+    Parameters
+    ----------
+    tree : pytree of floats
+
+    Returns
+    -------
+    () array
+        In float32 at least.
+    """
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(widened(tree)) if jnp.size(leaf)]
+    if not leaves:
+        return jnp.zeros((), jnp.float32)
+    scale = _power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves])))
+    return scale * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / scale)) for leaf in leaves))
