@@ -41,6 +41,7 @@ from lazyjax.store import StoredKernel, kernel_store, open_kernel
 from lazyjax.tangent import center, linearize, scale, taylor
 from lazyjax.training import log_grid, progress, scale_loss, train, train_ensemble
 from lazyjax.types import Dataset, History, ModelFunction, Params
+from lazyjax.verification import Verification, WrongKernel, verify
 
 __all__ = [
     "MLP",
@@ -55,6 +56,8 @@ __all__ = [
     "Params",
     "Sinusoidal",
     "StoredKernel",
+    "Verification",
+    "WrongKernel",
     "as_operator",
     "center",
     "critical_learning_rate",
@@ -104,5 +107,6 @@ __all__ = [
     "taylor",
     "train",
     "train_ensemble",
+    "verify",
     "wishart_edge",
 ]

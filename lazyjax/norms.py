@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def widened(tree: Any) -> Any:
@@ -23,9 +24,13 @@ def widened(tree: Any) -> Any:
 
 
 def _power_of_two(largest: jax.Array) -> jax.Array:
-    usable = (largest > 0) & jnp.isfinite(largest)
-    _, exponent = jnp.frexp(jnp.where(usable, largest, 1))
-    return jax.lax.stop_gradient(jnp.ldexp(jnp.ones_like(largest), exponent - 1))
+    """Keep of a number that is not negative its exponent alone; 1 where it is 0 or not finite."""
+    kind = jnp.finfo(largest.dtype)
+    bits = jnp.dtype(f"uint{kind.bits}")
+    exponents = np.asarray((2**kind.nexp - 1) << kind.nmant, bits)
+    kept = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), bits) & exponents
+    usable = (kept > 0) & (kept < exponents)
+    return jnp.where(usable, jax.lax.bitcast_convert_type(kept, largest.dtype), 1)
 
 
 def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:

@@ -21,7 +21,7 @@ from lazyjax.kernels import ntk, structured
 from lazyjax.kernels.arguments import model_of, require_reverse
 from lazyjax.kernels.blocks import in_close_blocks
 from lazyjax.kernels.computation import check, only_output
-from lazyjax.kernels.factors import Factors, Shape
+from lazyjax.kernels.factors import Factors, Shape, bias_jacobian
 from lazyjax.kernels.orders import jacobian_of
 from lazyjax.types import ModelFunction, Params
 
@@ -169,7 +169,7 @@ def _features(
             own = found["gram"][i]
             shares.append(ways[i].apply(hashes[i], own, shape, dimension))
             if i in biases:
-                bias = jnp.sum(own.d, 3).reshape(*own.d.shape[:2], -1) * shape.bias**0.5
+                bias = jax.vmap(bias_jacobian)(own.d, own.bias)
                 shares.append(_sketched(biases[i], bias, dimension))
         shares += [_sketched(rest[i], found["jacobian"][i], dimension) for i in rest]
         return sum(shares[1:], shares[0])
@@ -278,13 +278,17 @@ def sketch(
 
 def _error(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     """Give the relative error, and its standard error by the jackknife over the examples."""
+    found, exact = found.astype(np.float64), exact.astype(np.float64)
     missed = np.sum((found - exact) ** 2, (2, 3))
     whole = np.sum(exact**2, (2, 3))
 
+    def ratio(missed: np.ndarray, whole: np.ndarray) -> float:
+        return float((missed.sum() / whole.sum()) ** 0.5) if whole.any() else 0.0
+
     def without(i: int) -> float:
-        return float((np.delete(missed, i, 0).sum() / np.delete(whole, i, 0).sum()) ** 0.5)
+        return ratio(np.delete(missed, i, 0), np.delete(whole, i, 0))
 
     n = len(missed)
     each = np.array([without(i) for i in range(n)]) if n > 1 else np.full(2, np.nan)
     spread = float(np.sqrt((n - 1) * np.mean((each - each.mean()) ** 2)))
-    return float((missed.sum() / whole.sum()) ** 0.5), spread
+    return ratio(missed, whole), spread

@@ -425,7 +425,7 @@ def test_a_full_disk_ends_with_an_error_and_a_store_that_goes_on(tmp_path, disk_
 
 def test_what_cannot_be_stored_is_refused_before_any_work(tmp_path):
     path = tmp_path / "k"
-    with pytest.raises(ValueError, match=r"`f` must return one array .*got 2"):
+    with pytest.raises(TypeError, match=r"`f` must return one array .*got 2"):
         store(path, f=lambda p, x: (model(p, x), model(p, x)))
     with pytest.raises(TypeError, match=r"`mesh` must be a jax.sharding.Mesh, got int"):
         store(path, mesh=2)

@@ -12,11 +12,13 @@ ROOT = Path(__file__).parent.parent
 GROUPS = (
     ("types",),
     ("checks", "derivatives", "checkpoints", "norms"),
+    ("traces",),
     ("data", "models", "tangent", "kernels", "spectrum"),
     ("loop",),
     ("runs",),
     ("dynamics", "metrics", "training"),
     ("operators", "sketches", "plots"),
+    ("verification",),
     ("store", "regression"),
     ("__main__",),
 )

@@ -13,6 +13,7 @@ from lazyjax import checks
 from lazyjax.derivatives import jvp
 from lazyjax.kernels.methods import Model, Weights
 from lazyjax.kernels.structured import trace
+from lazyjax.norms import widened
 from lazyjax.types import Params
 
 
@@ -20,6 +21,12 @@ def _real(name: str, tree: Any) -> list[bool]:
     """Tell which leaves are real floats; refuse complex ones."""
     real = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(
+                f"`{name}`{jax.tree_util.keystr(path)} must be an array, got "
+                f"{type(leaf).__name__}. Keep what is no array in f, as in params, static = "
+                "eqx.partition(model, eqx.is_array) of Equinox."
+            )
         dtype = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
@@ -43,7 +50,8 @@ def differentiated(params: Params, wrt: Any) -> tuple[bool, ...]:
     params : pytree
     wrt : None, callable or pytree of bool
         All floats, those whose path (`Dense_0/kernel`) the function says True of, or a mask, which
-        may be a prefix of `params`.
+        may be a prefix of `params`. A pytree that can be called, such as a filter specification of
+        Equinox, is a mask.
 
     Returns
     -------
@@ -52,7 +60,7 @@ def differentiated(params: Params, wrt: Any) -> tuple[bool, ...]:
     Raises
     ------
     TypeError
-        If a leaf is complex, or the mask holds anything but bool.
+        If a leaf is no array or complex, or the mask holds anything but bool.
     ValueError
         If nothing is left, or the mask does not fit.
     """
@@ -66,7 +74,8 @@ def differentiated(params: Params, wrt: Any) -> tuple[bool, ...]:
         )
     if wrt is None:
         return tuple(real)
-    if callable(wrt):
+    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(wrt))
+    if callable(wrt) and (not is_tree or isinstance(wrt, Partial)):
         mask = [wrt(path_of(path)) for path in paths]
     else:
         try:
@@ -93,20 +102,28 @@ def differentiated(params: Params, wrt: Any) -> tuple[bool, ...]:
 
 
 def split(params: Params, wrt: tuple[bool, ...]) -> tuple[Weights, Callable[[Weights], Params]]:
-    """Give the leaves that are differentiated, and how to put the tree together again."""
+    """Give the leaves that are differentiated, and how to put the tree together again.
+
+    Those of half precision are given in float32, so that sums of derivatives are, and go back to
+    their own dtype in the tree.
+    """
     leaves, structure = jax.tree.flatten(params)
 
     def rebuild(w: Weights) -> Params:
         new = iter(w)
         return structure.unflatten(
-            [next(new) if moves else leaf for leaf, moves in zip(leaves, wrt, strict=True)]
+            [
+                next(new).astype(jnp.result_type(leaf)) if moves else leaf
+                for leaf, moves in zip(leaves, wrt, strict=True)
+            ]
         )
 
-    return [jnp.asarray(leaf) for leaf, moves in zip(leaves, wrt, strict=True) if moves], rebuild
+    moving = [jnp.asarray(leaf) for leaf, moves in zip(leaves, wrt, strict=True) if moves]
+    return widened(moving), rebuild
 
 
 def _on_one(f: Partial, params: Params, x: Any) -> Any:
-    """Evaluate the model on one example, as a batch of one."""
+    """Evaluate the model on one example, as a batch of one; give outputs in float32 at least."""
     y = f(params, jax.tree.map(lambda a: a[None], x))
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(y)]
     if not shapes or any(shape[:1] != (1,) or not math.prod(shape) for shape in shapes):
@@ -114,7 +131,7 @@ def _on_one(f: Partial, params: Params, x: Any) -> Any:
             "`f` must return at least one output, with the batch on axis 0, and for a batch of one "
             f"it gave shapes {shapes}. Return y (N, *out)."
         )
-    return jax.tree.map(lambda leaf: leaf[0], y)
+    return jax.tree.map(lambda leaf: leaf[0], widened(y))
 
 
 @jax.jit

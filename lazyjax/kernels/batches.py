@@ -25,9 +25,12 @@ from lazyjax.types import ModelFunction, Params
 _ALONE = "pass the whole batch as one example: ntk(lambda p, x: f(p, x[0])[None], params, x[None])."
 FAULTS = {
     "others": "`f` must treat each example alone, but the examples of a batch see each other{}. "
-    f"Put batch normalisation into evaluation mode, use_running_average=True, or {_ALONE}",
+    "Put batch normalisation into evaluation mode, use_running_average=True, or module.eval() for "
+    f"NNX, or {_ALONE}",
     "random": "`f` must be deterministic, but its random numbers differ between the examples of a "
-    "batch{}. Turn dropout off: deterministic=True.",
+    "batch{}. Turn dropout off: deterministic=True, or module.eval() for NNX.",
+    "shape": "`f` must give every example outputs of one shape, (N, *out) for N of them{}. Return "
+    f"a row an example, or {_ALONE}",
     "position": "`f` must treat each example alone, but its outputs change with the position of an "
     f"example in the batch{{}}. Make them equal, or {_ALONE}",
     "size": "`f` must treat each example alone, but its outputs change with the size of the "
@@ -111,7 +114,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
             yield from _equations(inner)
 
 
-def _epsilon(jaxpr: Any) -> float:
+def epsilon(jaxpr: Any) -> float:
     """Give the machine epsilon of the coarsest floats on the way."""
     made = [v.aval for equation in _equations(jaxpr) for v in equation.outvars]
     avals = [a for a in (*made, *(v.aval for v in jaxpr.outvars)) if hasattr(a, "dtype")]
@@ -175,12 +178,12 @@ def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) ->
 
     a, b = 0, 1
     ab, aa, bb = change(a, b), change(a, a), change(b, b)
-    ys, epsilon = outputs(1, a, b), _epsilon(two.jaxpr)
-    floors = [8 * epsilon * _norm(y) for y in ys]
+    ys, eps = outputs(1, a, b), epsilon(two.jaxpr)
+    floors = [8 * eps * _norm(y) for y in ys]
     if _far(ab[a], aa[a], _NEAR, floors) or _far(ab[b], bb[b], _NEAR, floors):
         return "others"
-    noises = _less(outputs(1 + 4 * epsilon, a, b), ys)
-    floors = [epsilon**0.5 * _norm(y) + 4 * _norm(v) for y, v in zip(ys, noises, strict=True)]
+    noises = _less(outputs(1 + 4 * eps, a, b), ys)
+    floors = [eps**0.5 * _norm(y) + 4 * _norm(v) for y, v in zip(ys, noises, strict=True)]
     if _far(aa[0], aa[1], _NEAR, floors) or _far(bb[0], bb[1], _NEAR, floors):
         return "position"
     aba = change(a, b, a)
@@ -196,10 +199,17 @@ def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
         return jax.make_jaxpr(lambda f, p, x: f(p, x))(f, params, jax.tree.map(batch, x))
 
 
-def _can_run(two: ClosedJaxpr, three: ClosedJaxpr, known: bool) -> bool:
-    """Tell whether a model keeps the batch, and ends, without work for the host."""
-    if any(y.shape[:1] != (n,) for n, m in ((2, two), (3, three)) for y in m.out_avals):
-        return False
+def _check_shapes(two: ClosedJaxpr, three: ClosedJaxpr) -> None:
+    """Refuse outputs that lack the batch, or have more of an axis where there are more examples."""
+    shapes = [[y.shape for y in model.out_avals] for model in (two, three)]
+    for of_two, of_three in zip(*shapes, strict=True):
+        if (of_two[:1], of_three[:1]) != ((2,), (3,)) or of_two[1:] != of_three[1:]:
+            found = f", but gave {of_two} for two and {of_three} for three"
+            raise ValueError(FAULTS["shape"].format(found))
+
+
+def _can_run(two: ClosedJaxpr, known: bool) -> bool:
+    """Tell whether a model ends, without work for the host."""
     names = {equation.primitive.name for equation in _equations(two.jaxpr)}
     return not names & ({"pure_callback", "io_callback"} | (set() if known else {"while"}))
 
@@ -226,7 +236,8 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
     ------
     ValueError
         If the outputs of an example depend on the others (batch normalisation in training mode), on
-        its position (dropout that is on) or on the size of the batch.
+        its position (dropout that is on) or on the size of the batch; if their shape does, as that
+        of a similarity of all pairs.
 
     Notes
     -----
@@ -250,9 +261,10 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
         two, three = (_trace(f, params, x, n) for n in (2, 3))
     except Exception:  # the model's own: some take one size of batch only
         return
+    _check_shapes(two, three)
     found, fault = suspects(two, three, len(examples)), None
     hidden, same = ({id(c) for c in m.consts if not checks.is_known(c)} for m in (two, three))
-    if found != [] and hidden == same and _can_run(two, three, known and not hidden):
+    if found != [] and hidden == same and _can_run(two, known and not hidden):
         try:
             with jax.ensure_compile_time_eval():
                 fault = _trial(two, three, f, params, x)

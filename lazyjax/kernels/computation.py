@@ -22,6 +22,7 @@ from lazyjax.kernels.arguments import (
 from lazyjax.kernels.batches import check_examples
 from lazyjax.kernels.blocks import assemble, choose_blocks, passes
 from lazyjax.kernels.methods import METHODS, REDUCTIONS, Engine, Kernels, Task, cheapest
+from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
 
 COPIES = {"none": 2, "diagonal": 1, "trace": 0, "sum": 0}
@@ -81,6 +82,7 @@ def check(
         same_examples(x1, x2)
     mask = differentiated(params, wrt)
     options = Options(reduce, method, mask, per_leaf, check_batch_size(batch_size), precision)
+    f = as_it_is(f, params, one_example(x1))
     index = chosen_outputs(outputs, output_shapes(f, params, x1))
     check_examples(f, params, x1)
     return Call(f, params, x1, x2, index, options)
@@ -92,7 +94,8 @@ def only_output(call: Call, purpose: str) -> tuple[tuple[int, ...], Any]:
     shapes = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))
     if len(shapes) != 1:
         raise TypeError(
-            f"`f` must return one array for {purpose}, got {len(shapes)}. Concatenate them in f."
+            f"`f` must return one array for {purpose}, got {len(shapes)}. Take one of them, as in "
+            "lambda params, x: f(params, x)[0], or concatenate them in f."
         )
     return shapes[0].shape if call.outputs is None else call.outputs.shape, shapes[0].dtype
 

@@ -50,7 +50,8 @@ def ntk(
         A row of `METHODS`, or `"auto"`: the fastest by the operations and bytes counted (Notes).
     wrt : callable or pytree of bool, optional
         What is differentiated: leaves whose path (`Dense_0/kernel`) the function says True of, or a
-        mask, which may be a prefix of `params`. What is left out costs nothing.
+        mask, which may be a prefix of `params`. What is left out costs nothing. A pytree that can
+        be called, such as a filter specification of Equinox, is a mask.
     per_leaf : bool
         Whether to give a kernel for each leaf, in a tree like `params`, None for constants. They
         add up to the whole kernel.
@@ -75,14 +76,15 @@ def ntk(
     -------
     array, or a pytree of them for a pytree output (one a leaf, no blocks across leaves)
         `(N1, N2, *out, *out)`, `(N1, N2, *out)` for "diagonal", `(N1, N2)` for "trace" and "sum".
-        Its dtype is that of y. With `per_leaf`, a tree of these in the place of each.
+        Its dtype is that of y, float32 at least. With `per_leaf`, a tree of these in the place of
+        each.
 
     Raises
     ------
     TypeError
-        If `f` is not callable, `params` or `y` is complex, `y` holds no floats, `wrt` says anything
-        but True or False, `outputs` or `batch_size` is not made of whole numbers, or `memory` is no
-        amount.
+        If `f` is not callable, `params` holds what is no array, `params` or `y` is complex, `y`
+        holds no floats, `wrt` says anything but True or False, `outputs` or `batch_size` is not
+        made of whole numbers, or `memory` is no amount.
     ValueError
         If `params` has nothing to differentiate by, does not fit `x1`, or `x2` does not fit `x1`;
         if a batch is empty; if `f` keeps no batch on axis 0, lets examples see each other, is

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend.source_info_util import summarize
 from rich.console import Console
 from rich.table import Table
 
@@ -100,6 +101,7 @@ class Leaf(NamedTuple):
     enters: str
     rule: str
     operations: float  # multiply-adds of the contraction, for a pair of examples
+    where: str = ""  # the equations that it enters
 
 
 _PRODUCTS = {
@@ -128,6 +130,12 @@ def _uses(plan: Plan, part: Any, shape: Any) -> str:
     elif shape.s > len(places):
         text += f", {shape.s} positions"
     return text + (f", {shape.b} in parallel" if shape.b > 1 else "")
+
+
+def _where(plan: Plan, part: Any) -> str:
+    equations = [_equation(plan.jaxpr.jaxpr, place) for place, _ in (*part.straight, *part.swapped)]
+    each = [f"{e.primitive.name} at {summarize(e.source_info)}" for e in equations]
+    return ", ".join(dict.fromkeys(each))
 
 
 def _equation(jaxpr: Any, place: tuple[int, ...]) -> Any:
@@ -173,11 +181,13 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
             cost = ORDERS[order].cost(shape, task.reduce).pair
             enters = _uses(found, part, shape)
             assert part.leaf is not None  # a bias is a part of its own only where leaves are apart
-            _add(rows, Leaf(*named[part.leaf], enters, _RULES[order], cost))
+            where = _where(found, part)
+            _add(rows, Leaf(*named[part.leaf], enters, _RULES[order], cost, where))
             if part.bias is not None:
                 share = float(shape.b * shape.s**2 if order in ("gram", "apply") else shape.q)
-                name, of = named[part.bias]
-                _add(rows, Leaf(name, of, "the bias of " + named[part.leaf][0], "as that", share))
+                name, of = named[part.bias.leaf]
+                enters = "the bias of " + named[part.leaf][0]
+                _add(rows, Leaf(name, of, enters, "as that", share, where))
         for leaf, why in found.structure.plain.items():
             name, shape = named[leaf]
             size = float(task.pairs * math.prod(shape))
@@ -206,6 +216,7 @@ def _add(rows: dict[str, Leaf], row: Leaf) -> None:
         both(old.enters, row.enters),
         both(old.rule, row.rule),
         old.operations + row.operations,
+        both(old.where, row.where),
     )
 
 

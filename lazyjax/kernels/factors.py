@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from lazyjax.kernels.rules import Use
 from lazyjax.kernels.views import arrange, count
-from lazyjax.kernels.walk import Part, Place, Structure
+from lazyjax.kernels.walk import Bias, Part, Place, Structure
+from lazyjax.norms import scale_of
 
 
 class Factors(NamedTuple):
@@ -16,6 +17,7 @@ class Factors(NamedTuple):
 
     a: Any  # (n, b, s, p), or tokens (n, s)
     d: Any  # (n, k, b, s, q)
+    bias: Any = None  # (n, b), the input of a bias, which all positions share
     a_swapped: Any = None  # (n, b, s, q)
     d_swapped: Any = None  # (n, k, b, s, p)
 
@@ -30,7 +32,7 @@ class Shape(NamedTuple):
     outputs: int
     tokens: int  # of a one-hot a, p is their number
     mixed: bool  # whether some uses are swapped
-    bias: float  # what a bias of the product adds to the Gram of a; 0 if it has none
+    bias: bool  # whether a bias goes with it
 
     @property
     def jacobian(self) -> int:
@@ -51,41 +53,78 @@ def _prepared(use: Use, value: jax.Array) -> jax.Array:
     return prepare(value)
 
 
-def _factor_a(use: Use, value: jax.Array, dtype: Any, tokens: int) -> jax.Array:
-    """Give a (b, s, x), or tokens (s,)."""
-    value = _prepared(use, value)
+def _factors_of_use(
+    use: Use,
+    value: jax.Array,
+    cotangents: jax.Array,
+    dtype: Any,
+    tokens: int,
+    bias: float,
+    balanced: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Give a (b, s, x) or tokens (s,), d (k, b, s, x), and the input (b,) of a bias.
+
+    Balanced, a power of two that brings a near 1 goes over to d, and the Jacobian has the same
+    digits: a Gram of a or of d alone may overflow where their product is ordinary.
+    """
+    d = jax.vmap(lambda d: arrange(d, use.d))(cotangents.astype(dtype))
+    scale = None
     if tokens:
-        return value.reshape(-1)
-    if use.tokens:
-        value = jax.nn.one_hot(value, use.tokens, dtype=dtype)
-    return arrange(value.astype(dtype), use.a)
-
-
-def _factor_d(use: Use, cotangents: jax.Array, dtype: Any) -> jax.Array:
-    """Give d (k, b, s, x)."""
-    found = jax.vmap(lambda d: arrange(d, use.d))(cotangents.astype(dtype))
-    return found if use.view.factor == 1 else use.view.factor * found
+        a = _prepared(use, value).reshape(-1)
+    elif use.tokens:
+        a = arrange(jax.nn.one_hot(_prepared(use, value), use.tokens, dtype=dtype), use.a)
+    else:
+        value = value.astype(dtype)
+        if balanced:
+            largest = jnp.max(jnp.abs(value), initial=abs(bias))
+            scale = scale_of(largest)
+            value, d = value / scale, d * scale
+        a = arrange(_prepared(use, value), use.a)
+    d = d if use.view.factor == 1 else d * use.view.factor
+    input_of_bias = jnp.asarray(bias, dtype) if scale is None else bias / scale
+    return a, d, jnp.broadcast_to(input_of_bias, d.shape[1:2])
 
 
 def factors(
-    part: Part, uses: dict[Place, Any], kept: dict[Place, Any], d: dict[Place, Any], dtype: Any
+    part: Part,
+    uses: dict[Place, Any],
+    kept: dict[Place, Any],
+    d: dict[Place, Any],
+    dtype: Any,
+    *,
+    balanced: bool,
 ) -> Factors:
-    """Gather the factors of a part of one example, its uses along the positions."""
+    """Gather the factors of a part of one example, its uses along the positions.
 
-    def gather(places: Any) -> tuple[Any, Any]:
-        chosen = [(uses[place][number], place, number) for place, number in places]
-        if not chosen:
-            return None, None
-        left = [_factor_a(u, kept[place][i], dtype, part.tokens) for u, place, i in chosen]
-        right = [_factor_d(u, d[place], dtype) for u, place, _ in chosen]
-        axis = 0 if part.tokens else 1
-        return jnp.concatenate(left, axis), jnp.concatenate(right, 2)
+    Balanced, each factor may be multiplied by itself.
+    """
 
-    a, cotangents = gather(part.straight)
-    if part.leaf is None:  # a bias alone, by which the product has the derivative 1
-        use = first_use(part, uses)
-        a = jnp.full((*cotangents.shape[1:3], 1), 1 / use.view.factor, dtype)
-    return Factors(a, cotangents, *gather(part.swapped))
+    if part.leaf is None:  # a bias alone, whose input is its factor at every position
+        (place, number), *_ = part.straight
+        own = jax.vmap(lambda d: arrange(d, uses[place][number].d))(d[place].astype(dtype))
+        return Factors(jnp.ones((*own.shape[1:3], 1), dtype), bias_of(part).factor * own)
+
+    def gather(places: Any, bias: float = 0.0) -> tuple[Any, Any, Any]:
+        every = [
+            _factors_of_use(
+                uses[place][i], kept[place][i], d[place], dtype, part.tokens, bias, balanced
+            )
+            for place, i in places
+        ]
+        if not every:
+            return None, None, None
+        a, cotangents, biases = zip(*every, strict=True)
+        return jnp.concatenate(a, 0 if part.tokens else 1), jnp.concatenate(cotangents, 2), biases
+
+    ratio = part.bias.factor / first_use(part, uses).view.factor if part.bias else 0.0
+    a, cotangents, biases = gather(part.straight, ratio)
+    swapped = gather(part.swapped)
+    return Factors(a, cotangents, biases[0] if part.bias else None, *swapped[:2])
+
+
+def bias_jacobian(d: jax.Array, bias: jax.Array) -> jax.Array:
+    """Give the Jacobian (k, b q) of a bias by its product, of d (k, b, s, q) and its input (b,)."""
+    return (jnp.sum(d, 2) * bias[None, :, None]).reshape(d.shape[0], -1)
 
 
 def side_by_side(every: list[Factors]) -> Factors:
@@ -97,7 +136,19 @@ def side_by_side(every: list[Factors]) -> Factors:
 
     if len(every) == 1:
         return every[0]
-    return Factors(join("a", 0), join("d", 1), join("a_swapped", 0), join("d_swapped", 1))
+    return Factors(
+        a=join("a", 0),
+        d=join("d", 1),
+        bias=join("bias", 0),
+        a_swapped=join("a_swapped", 0),
+        d_swapped=join("d_swapped", 1),
+    )
+
+
+def bias_of(part: Part) -> Bias:
+    """Give the bias of a part that has one."""
+    assert part.bias is not None
+    return part.bias
 
 
 def first_use(part: Part, uses: dict[Place, Any]) -> Use:
@@ -124,5 +175,5 @@ def shape_of(part: Part, structure: Structure, avals: dict[Place, Any], outputs:
         outputs=outputs,
         tokens=0 if alone else part.tokens,
         mixed=bool(part.swapped),
-        bias=0.0 if alone or part.bias is None else use.view.factor**-2,
+        bias=not alone and part.bias is not None,
     )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lazyjax.derivatives import jvp, linearization
 from lazyjax.kernels import structured
 from lazyjax.kernels.costs import operations, rates, results
+from lazyjax.kernels.layouts import one_by_one
 from lazyjax.kernels.orders import (
     ORDERS,
     cheapest_order,
@@ -104,11 +105,13 @@ class Method(NamedTuple):
 
 
 def _by_rows(model: Model, x: Any) -> Weights:
+    examples = one_by_one(model.jaxpr.jaxpr)
+
     def rows(x: Any) -> Weights:
-        y, pullback = jax.vjp(lambda w: model.function(w, x), model.w)
+        y, pullback = jax.vjp(examples.model(lambda w: model.function(w, x)), model.w)
         return jax.vmap(lambda cotangent: pullback(cotangent)[0])(jnp.eye(y.size, dtype=y.dtype))
 
-    return [j.reshape(*j.shape[:2], -1) for j in jax.vmap(rows)(x)]
+    return [j.reshape(*j.shape[:2], -1) for j in examples.each(rows, x)]
 
 
 def _by_columns(model: Model, x: Any) -> Weights:

@@ -128,7 +128,7 @@ def summed(
 def _slices(length: int, entries: int, itemsize: int) -> tuple[int, int]:
     """Cut an axis: how many slices, and how long, when one of its indices makes `entries`."""
     size = max(1, min(length, rates().cache // (2 * entries * itemsize)))
-    count = -(-length // size)
+    count = max(1, -(-length // size))  # a leaf may be empty
     return count, -(-length // count)
 
 
@@ -215,7 +215,10 @@ def _gram_of_a(f1: Factors, f2: Factors, shape: Shape) -> jax.Array:
         gram = _equal(f1.a, f2.a, f1.d.dtype)
     else:
         gram = _gram_of("nbsp,mbtp->bnsmt", f1.a, f2.a)
-    return gram + shape.bias if shape.bias else gram
+    if f1.bias is None:
+        return gram
+    left, right = f1.bias.T[:, :, None, None, None], f2.bias.T[:, None, None, :, None]
+    return gram + left * right
 
 
 _GRAM_OF_D = {
@@ -255,7 +258,9 @@ def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
     f2 = f1 if f2 is None else f2
     found = _same_side(f1, f2, shape, reduce)
     if shape.mixed:
-        one, other = (Factors(f.a_swapped, f.d_swapped) for f in (f1, f2))
+        one, other = (
+            Factors(f.a_swapped, f.d_swapped) for f in (f1, f2)
+        )  # of several uses: no bias
         found = found + _same_side(one, other, shape, reduce)
         found = found + _other_side(f1, other, reduce) + _other_side(one, f2, reduce)
     return [[found]]
@@ -266,15 +271,16 @@ def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces
     f2 = f1 if f2 is None else f2
 
     def one(n: Any) -> jax.Array:
-        a, d = n
-        gram = _gram_of_a(Factors(a[None], d[None]), f2, shape)[:, 0]  # (b, s, m, t)
+        a, d, bias = n
+        alone = Factors(a[None], d[None], None if bias is None else bias[None])
+        gram = _gram_of_a(alone, f2, shape)[:, 0]  # (b, s, m, t)
         spread = jnp.einsum("bsmt,mlbtq->mbslq", gram, f2.d)
         if reduce == "none":
             return jnp.einsum("kbsq,mbslq->kml", d, spread)
         found = jnp.einsum("kbsq,mbskq->km", d, spread)
         return found if reduce == "diagonal" else jnp.sum(found, 0)
 
-    return [[jax.lax.map(one, (f1.a, f1.d))]]
+    return [[jax.lax.map(one, (f1.a, f1.d, f1.bias))]]
 
 
 # --- what they cost ----------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _dot(equation: Any, operand: int, view: View) -> Use | None:
     return Use(view, other, _same, Roles(tuple(t_axes)), Roles(tuple(d_axes)))
 
 
-def _patches(x: jax.Array, *, settings: dict[str, Any], window: tuple[int, ...]) -> jax.Array:
+def patches(x: jax.Array, *, settings: dict[str, Any], window: tuple[int, ...]) -> jax.Array:
     """Give the patches of a convolution's input, (batch, *places, prod(window), features)."""
     layout = settings["dimension_numbers"].lhs_spec
     x = x.transpose(layout[0], *layout[2:], layout[1])
@@ -107,7 +107,7 @@ def _convolution(equation: Any, operand: int, view: View) -> Use | None:
         numbers.out_spec[2:], default=math.inf
     ):
         return None
-    prepare = partial(_patches, settings=settings, window=window)
+    prepare = partial(patches, settings=settings, window=window)
     return Use(view, 0, prepare, Roles(a), Roles(tuple(d)))
 
 

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.factors import Factors, Shape, factors, first_use, shape_of, side_by_side
+from lazyjax.kernels.factors import (
+    Factors,
+    Shape,
+    bias_jacobian,
+    bias_of,
+    factors,
+    shape_of,
+    side_by_side,
+)
+from lazyjax.kernels.layouts import one_by_one
 from lazyjax.kernels.orders import ORDERS, THROUGH_J, Pieces, jacobian_of, seconds, summed
 from lazyjax.kernels.walk import Part, Structure, find, run, split_bias, zeros
 
@@ -75,7 +84,10 @@ def plan(jaxpr: Any, leaves: int, choose: Callable[[Shape], str], *, apart: bool
     outputs = jaxpr.out_avals[0].shape[0]
     shapes = tuple(shape_of(part, structure, avals, outputs) for part in parts)
     orders = tuple(choose(shape) for shape in shapes)
-    return Plan(jaxpr, structure, parts, shapes, orders, tuple(sorted(structure.plain)), apart)
+    plain = sorted(structure.plain)
+    if not parts and not plain:  # features have a batch: a Jacobian of zeros, the smallest
+        plain = [min(range(leaves), key=lambda leaf: jaxpr.in_avals[leaf].size)]
+    return Plan(jaxpr, structure, parts, shapes, orders, tuple(plain), apart)
 
 
 Features = dict[str, Any]
@@ -84,9 +96,7 @@ Features = dict[str, Any]
 
 def leaf_of(part: Part) -> int:
     """Give the leaf that a part is of."""
-    leaf = part.bias if part.leaf is None else part.leaf
-    assert leaf is not None
-    return leaf
+    return bias_of(part).leaf if part.leaf is None else part.leaf
 
 
 def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax.Array]:
@@ -115,6 +125,7 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
     """
     structure, jaxpr = plan.structure, plan.jaxpr
     dtype = jaxpr.out_avals[0].dtype
+    examples = one_by_one(jaxpr.jaxpr)
 
     def of_one(x: Any) -> Features:
         def model(added: Any, plain: Any) -> Any:
@@ -126,7 +137,9 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
             return y, kept
 
         added = zeros(jaxpr.jaxpr, set(structure.uses))
-        y, pullback, kept = jax.vjp(model, added, [w[i] for i in plan.plain], has_aux=True)
+        y, pullback, kept = jax.vjp(
+            examples.model(model), added, [w[i] for i in plan.plain], has_aux=True
+        )
         d, plain = jax.vmap(pullback)(jnp.eye(y.size, dtype=y.dtype))
         rest = {
             leaf: [j.astype(dtype).reshape(y.size, -1)]
@@ -136,12 +149,12 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
         for i, (part, shape, order) in enumerate(
             zip(plan.parts, plan.shapes, plan.orders, strict=True)
         ):
-            own = factors(part, structure.uses, kept, d, dtype)
-            if order in THROUGH_J and shape.bias:  # by which the product has the derivative 1
-                assert part.bias is not None
-                scale = first_use(part, structure.uses).view.factor
-                bias = jnp.sum(own.d, 2).reshape(y.size, -1) / scale
-                rest.setdefault(part.bias, []).append(bias)
+            through_j = order in THROUGH_J
+            own = factors(part, structure.uses, kept, d, dtype, balanced=not through_j)
+            if through_j and shape.bias:
+                bias = bias_jacobian(own.d, own.bias)
+                rest.setdefault(bias_of(part).leaf, []).append(bias)
+                own = own._replace(bias=None)
             if order == "jacobian":
                 rest.setdefault(leaf_of(part), []).append(jacobian_of(own, shape))
             else:
@@ -153,7 +166,7 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
             found["jacobian"] = join(rest, apart=plan.apart)
         return found
 
-    return jax.vmap(of_one)(x)
+    return examples.each(of_one, x)
 
 
 def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int, jax.Array]:

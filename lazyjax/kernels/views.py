@@ -118,9 +118,11 @@ def _slice(view: View, settings: dict[str, Any], shape: tuple[int, ...]) -> View
         axis = axes[i]
         if stop - start == shape[i]:
             continue
+        if stop == start:
+            return None
         if axis is None:
             axes[i] = None if stop - start > 1 else ()
-        elif len(axis) == 1 and not axis[0].flipped and stop > start:
+        elif len(axis) == 1 and not axis[0].flipped:
             atom = axis[0]._replace(start=axis[0].start + start, stop=axis[0].start + stop)
             axes[i] = (atom,) if atom.length > 1 else ()
             cuts |= {atom} if atom.length == 1 else set()
@@ -198,6 +200,13 @@ class Roles(NamedTuple):
     """What each axis of a factor is: atoms of the leaf of one kind, or positions (None)."""
 
     axes: tuple[tuple[tuple[str, Atom], ...] | None, ...]  # kind "b" shared, "x" the factor's own
+
+
+def in_order(roles: Roles) -> bool:
+    """Tell whether the factor has the entries of the leaf in the order of the leaf."""
+    atoms = [atom for axis in roles.axes for _, atom in axis or ()]
+    places = [(atom.axis, -atom.stride) for atom in atoms]
+    return places == sorted(places) and not any(atom.flipped for atom in atoms)
 
 
 def arrange(array: jax.Array, roles: Roles) -> jax.Array:

@@ -5,21 +5,23 @@ A product is open when a zero is added to its output: the derivative of the mode
 the cotangent d of the product, and the value of its other operand is the factor a.
 """
 
+import math
 from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Literal
 
 from lazyjax.kernels.jaxprs import INLINE, evaluate, inner, needed, rescan
 from lazyjax.kernels.rules import RULES, Use
-from lazyjax.kernels.views import Atom, Roles, View, covers, follow, of_leaf
+from lazyjax.kernels.views import Atom, Roles, View, covers, follow, in_order, of_leaf
 
 Place = tuple[int, ...]
 """Numbers of an equation and of those around it, outermost first."""
+
+_ALIKE = 1e6  # the ratio of two factors, and its inverse, that squares in float32 bear easily
 
 
 class _Walk:
@@ -32,17 +34,34 @@ class _Walk:
         self.seen: set[int] = set()
 
 
-def _bias(equation: Any, operand: int, view: View, use: Use) -> bool:
-    """Tell whether a view is added to a product once for each position: its bias."""
-    shape = equation.outvars[0].aval.shape
+class Bias(NamedTuple):
+    """A leaf that is added to a product, once for each position.
+
+    It is what a further row of the weights would be whose input is `factor` over the factor of the
+    product, at every position.
+    """
+
+    leaf: int
+    factor: float
+
+
+def _is_bias(view: View, use: Use, shape: tuple[int, ...]) -> bool:
+    """Tell whether a view that is added to a product, of that shape, is its bias.
+
+    That is so if its entries are, one to one, those of the cotangent's own axes (b, q): along an
+    axis of these it has all entries of whole digits, along positions it repeats, and each scan
+    around runs over both or over neither. Numbers of very different size are no input of one row.
+    """
     roles = use.d.axes[len(use.d.axes) - len(shape) :]
     if len(view.axes) != len(shape) or view.levels != use.view.levels or view.cuts:
         return False
     for axis, role, length in zip(view.axes, roles, shape, strict=True):
-        own = sum(atom.length > 1 for _, atom in role or ())
-        if (bool(axis) != bool(own)) or (axis and np.prod([a.length for a in axis]) != length):
+        own = any(atom.length > 1 for _, atom in role or ())
+        if (bool(axis) != own) or (axis and math.prod(a.length for a in axis) != length):
             return False
-    return not any(atom.cut or atom.flipped for axis in view.axes for atom in axis or ())
+    if any(atom.cut or atom.flipped for axis in view.axes for atom in axis or ()):
+        return False
+    return 1 / _ALIKE < abs(view.factor / use.view.factor) < _ALIKE
 
 
 def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> list[View | None]:
@@ -57,6 +76,17 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
 
     def view_of(atom: Any) -> View | None:
         return None if isinstance(atom, Literal) else known.get(atom)
+
+    def only_added(equation: Any, operand: int) -> Place | None:
+        """Give the place of the product that an equation adds something to, and nothing else
+        reads."""
+        if equation.primitive.name != "add":
+            return None
+        product = equation.invars[1 - operand]
+        if isinstance(product, Literal):
+            return None
+        alone = consumers[product] == 1 and product.aval == equation.outvars[0].aval
+        return opened.get(product) if alone else None
 
     for i, (equation, is_needed) in enumerate(zip(jaxpr.eqns, needed(jaxpr), strict=True)):
         entering = [(o, view) for o, v in enumerate(equation.invars) if (view := view_of(v))]
@@ -77,18 +107,15 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
             continue
         for operand, view in entering:
             walk.seen.add(view.leaf)
-            if name == "add":
-                other = opened.get(equation.invars[1 - operand]) if len(entering) == 1 else None
-                if (
-                    other is not None
-                    and consumers[equation.invars[1 - operand]] == 1
-                    and equation.invars[1 - operand].aval == equation.outvars[0].aval
-                    and other not in walk.biases
-                    and len(walk.uses[other]) == 1
-                    and _bias(equation, operand, view, walk.uses[other][0])
-                ):
-                    walk.biases[other] = view
-                    continue
+            other = only_added(equation, operand) if len(entering) == 1 else None
+            if (
+                other is not None
+                and other not in walk.biases
+                and len(walk.uses[other]) == 1
+                and _is_bias(view, walk.uses[other][0], equation.outvars[0].aval.shape)
+            ):
+                walk.biases[other] = view
+                continue
             use = RULES[name](equation, operand, view) if name in RULES else None
             if use is None:
                 walk.plain.setdefault(view.leaf, name)
@@ -150,8 +177,8 @@ class Part(NamedTuple):
     leaf: int | None  # None: of the bias alone
     straight: tuple[tuple[Place, int], ...]  # place and number of the use
     swapped: tuple[tuple[Place, int], ...]  # where a covers what d does in the others
-    bias: int | None  # the leaf that is added to the product
-    tokens: int
+    bias: Bias | None
+    tokens: int  # > 0: the factor a is whole numbers below this, short for one-hot vectors
 
 
 def _parts_of_leaf(
@@ -179,13 +206,20 @@ def _parts_of_leaf(
                 return None
         alone = len(group) == 1
         bias = biases.get(group[0][0]) if alone else None
-        # where a table is stacked (shared), its lookups are one-hot vectors like any other factor
-        short = not shared and all(use.tokens for _, _, use in group)
+        # where a table is stacked (shared), or its rows come in another order than the leaf has
+        # them, its lookups are one-hot vectors like any other factor
+        short = not shared and all(use.tokens and in_order(use.a) for _, _, use in group)
         tokens = group[0][2].tokens if short else 0
         if swapped and tokens:
             return None
         parts.append(
-            Part(leaf, tuple(straight), tuple(swapped), bias.leaf if bias else None, tokens)
+            Part(
+                leaf,
+                tuple(straight),
+                tuple(swapped),
+                Bias(bias.leaf, bias.factor) if bias else None,
+                tokens,
+            )
         )
     return parts
 
@@ -222,7 +256,7 @@ def find(jaxpr: Any, leaves: int) -> Structure:
     """
     walk = _Walk()
     views: list[View | None] = [
-        of_leaf(leaf, v.aval.shape) if leaf < leaves else None
+        of_leaf(leaf, v.aval.shape) if leaf < leaves and v.aval.size else None
         for leaf, v in enumerate(jaxpr.invars)
     ]
     for view in _walk(jaxpr, views, walk, ()):
@@ -242,9 +276,11 @@ def find(jaxpr: Any, leaves: int) -> Structure:
             parts += found
     lonely = {leaf for leaf, n in often.items() if n > 1 or leaf in used or leaf in walk.plain}
     parts = [
-        p._replace(bias=None) if p.bias in lonely else p for p in parts if p.leaf not in walk.plain
+        p._replace(bias=None) if p.bias and p.bias.leaf in lonely else p
+        for p in parts
+        if p.leaf not in walk.plain
     ]
-    carried = {p.bias for p in parts}
+    carried = {p.bias.leaf for p in parts if p.bias}
     for leaf in often:
         if leaf not in carried:
             walk.plain.setdefault(leaf, "add")

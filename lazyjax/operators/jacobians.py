@@ -19,6 +19,7 @@ from lazyjax.kernels.arguments import model_of, require_reverse, split
 from lazyjax.kernels.blocks import in_close_blocks
 from lazyjax.kernels.factors import Shape
 from lazyjax.kernels.methods import Model
+from lazyjax.norms import widened
 
 
 class Setting(NamedTuple):
@@ -46,7 +47,7 @@ def batch_function(arrays: Arrays, setting: Setting) -> tuple[list[jax.Array], C
     w, rebuild = split(arrays.params, setting.wrt)
 
     def function(w: list[jax.Array], x: Any) -> jax.Array:
-        (y,) = jax.tree.leaves(arrays.f(rebuild(w), x))
+        (y,) = jax.tree.leaves(widened(arrays.f(rebuild(w), x)))
         y = y.reshape(y.shape[0], -1)
         y = y if arrays.outputs is None else y[:, arrays.outputs]
         return jnp.sum(y, 1, keepdims=True) if setting.reduce == "sum" else y
@@ -182,14 +183,14 @@ def _weighted(d: jax.Array, c: jax.Array, chunk: int) -> jax.Array:
 
 def _pull_part(f: Any, s: Shape, c: jax.Array, chunk: int) -> Any:
     z = _weighted(f.d, c, chunk)  # (v, j, n, b, s, q)
+    bias = None if f.bias is None else jnp.einsum("nb,vjnbsq->vjbq", f.bias, z)
     if s.tokens:
         ids = jnp.where(f.a >= 0, f.a, s.tokens).reshape(-1)
 
         def summed(z: jax.Array) -> jax.Array:
             return jax.ops.segment_sum(z.reshape(-1, s.q), ids, num_segments=s.tokens)
 
-        return jax.vmap(jax.vmap(summed))(z), None
-    bias = jnp.sum(z, (2, 4)) * s.bias**0.5 if s.bias else None
+        return jax.vmap(jax.vmap(summed))(z), bias
     return jnp.einsum("nbsp,vjnbsq->vjbpq", f.a, z), bias
 
 
@@ -200,7 +201,8 @@ def _push_part(f: Any, s: Shape, u: Any, chunk: int) -> jax.Array:
         z = jnp.where((f.a >= 0)[None, None, :, :, None], found, 0)[:, :, :, None]
     else:
         z = jnp.einsum("nbsp,vjbpq->vjnbsq", f.a, weight)
-        z = z if bias is None else z + bias[:, :, None, :, None] * s.bias**0.5
+    if bias is not None:
+        z = z + jnp.einsum("nb,vjbq->vjnbq", f.bias, bias)[:, :, :, :, None]
     return _read(f.d, z, chunk)
 
 

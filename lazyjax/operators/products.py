@@ -181,7 +181,7 @@ def _form(
 
     own = zip(jax.tree.leaves(call.params), options.wrt, strict=True)
     direction = dtype.itemsize * sum(np.size(w) for w, moves in own if moves)
-    at_once = int(np.clip(rates().working // direction, 1, _VECTORS))
+    at_once = int(np.clip(rates().working // max(1, direction), 1, _VECTORS))
     chunk = max(c for c in range(1, outputs + 1) if outputs % c == 0 and c <= at_once)
     chunk = chunk if options.reduce == "trace" else 0
     return Form(

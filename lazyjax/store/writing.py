@@ -18,13 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lazyjax import checks
 from lazyjax.kernels.arguments import check_batch_size
 from lazyjax.kernels.budgets import bytes_of
-from lazyjax.kernels.computation import COPIES, Call, check, jobs
+from lazyjax.kernels.computation import COPIES, Call, check, jobs, only_output
 from lazyjax.kernels.panels import Plan, choose, dealt, grid_of, too_little
 from lazyjax.kernels.pieces import Pieces, compile_pieces
 from lazyjax.store import files, recipe, tiles
 from lazyjax.store.stored import StoredKernel, open_kernel
 from lazyjax.store.tiles import Hand, Work
 from lazyjax.types import ModelFunction, Params
+from lazyjax.verification import verified
 
 _HEAD = 4  # examples that are looked at beforehand
 
@@ -108,6 +109,7 @@ def kernel_store(
     tile: int | tuple[int, int] | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
+    verify: bool = True,
 ) -> StoredKernel:
     """Compute an empirical neural tangent kernel of any size, tile by tile, into a folder.
 
@@ -137,6 +139,9 @@ def kernel_store(
         (`jax.distributed`), each makes the same call, with a path on a disk that all of them see.
     progress : bool
         Whether to show a bar with the time left, if standard error is a terminal.
+    verify : bool
+        Whether to hold the kernel of the first examples against products with the Jacobian before
+        the long work begins, as `verify` does.
 
     Returns
     -------
@@ -145,11 +150,13 @@ def kernel_store(
     Raises
     ------
     TypeError
-        As `ntk`; if x1, x2 or params are traced, or `mesh` is no mesh.
+        As `ntk`; if `f` gives several arrays, x1, x2 or params are traced, or `mesh` is no mesh.
     ValueError
-        As `ntk`; if `f` gives several arrays, `memory` is too little (the message says what would
+        As `ntk`; if `memory` is too little (the message says what would
         do), `tile` is below 1 or no pair, `mesh` leaves a process out, or `path` holds something
         else: the message names what differs.
+    WrongKernel
+        If the kernel of the first examples does not agree with products with the Jacobian.
     FileNotFoundError
         If the folder around `path` does not exist.
     OSError
@@ -193,18 +200,16 @@ def kernel_store(
         outputs=outputs,
         precision=precision,
     )
-    job, *others = jobs(call)
-    if others:
-        raise ValueError(
-            f"`f` must return one array for a kernel that is stored, got {1 + len(others)}. "
-            "Store one at a time: lambda params, x: f(params, x)[0]."
-        )
+    only_output(call, "a kernel that is stored")
+    (job,) = jobs(call)
     devices, mine = _devices(mesh)
     sizes = checks.batch("x1", x[0]), checks.batch("x2", x[-1])
     shape = (*sizes, *job.out * COPIES[reduce])
     asked = recipe.asked(call, x, shape, str(job.shape.dtype))
 
     recorded, pieces = files.read_json(path / files.RECIPE), None
+    if verify and job.model.reverse and not (path / files.DONE).exists():
+        verified(call)
     if recorded is None and jax.process_index() == 0:
         _require_room(path)
         plan, pieces = choose(

@@ -1,0 +1,364 @@
+"""Is this kernel right? Held against products with the Jacobian on random vectors.
+
+For random u and v the kernel of each leaf must give u^T Theta v = <J1^T u, J2^T v>, and the whole
+one Theta v = J1 (J2^T v). The right sides are two backward passes and a forward one on the batch as
+it is: nothing of the kernel engine, no derivative of a single example, no Jacobian.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lazyjax.derivatives import linearization
+from lazyjax.kernels.arguments import path_of, require_reverse, split
+from lazyjax.kernels.batches import epsilon
+from lazyjax.kernels.computation import Call, Options, check, jobs, kernels
+from lazyjax.kernels.estimates import explanation
+from lazyjax.norms import widened
+from lazyjax.types import ModelFunction, Params
+
+_ROUNDING = 64  # epsilons by which sums of many terms may differ
+_NOISE = 16  # times what changes when every weight is rounded anew
+
+
+class Check(NamedTuple):
+    """How far a kernel is from the products, and how far rounding may take it; relative."""
+
+    error: float
+    tolerance: float
+
+
+class Verification(NamedTuple):
+    """A kernel that agrees with products with the Jacobian.
+
+    Attributes
+    ----------
+    whole : Check
+        Of Theta v, over norm(Theta) norm(v); the largest over the output arrays.
+    leaves : dict of Check
+        By the path of the leaf, of u^T Theta v over norm(J1^T u) norm(J2^T v).
+    """
+
+    whole: Check
+    leaves: dict[str, Check]
+
+
+class WrongKernel(RuntimeError):
+    """A kernel that does not agree with products with the Jacobian; `verification` says how far."""
+
+    def __init__(self, message: str, verification: Verification):
+        super().__init__(message)
+        self.verification = verification
+
+
+class _Products(NamedTuple):
+    """What products with the Jacobian say, for the leaves l and the directions d of a probe."""
+
+    forms: jax.Array  # (l, d), <J1^T u, J2^T v>
+    left: jax.Array  # (l, d), norm(J1^T u)
+    right: jax.Array  # (l, d), norm(J2^T v)
+    pushed: jax.Array  # (d, N1, C), J1 (J2^T v)
+
+
+def _directions(reduce: str, probe: jax.Array, outputs: int) -> jax.Array:
+    """Give the vectors (d, n, C) that a probe (n, C) stands for: outputs mixed, added or apart."""
+    if reduce == "none":
+        return probe[None]
+    each = jnp.eye(outputs, dtype=probe.dtype)[:, None] * probe[None, :, :1]
+    if reduce == "diagonal":
+        return each
+    each = each / outputs**0.5
+    return each if reduce == "trace" else jnp.sum(each, 0, keepdims=True)
+
+
+def _inner(one: list[jax.Array], other: list[jax.Array]) -> jax.Array:
+    """Multiply what belongs to the same leaf and direction, (d, ..) each: (l, d)."""
+    sums = [jnp.sum(a * b, range(1, a.ndim)) for a, b in zip(one, other, strict=True)]
+    return jnp.stack(sums)
+
+
+@partial(jax.jit, static_argnames=("leaf", "wrt", "reduce", "precision"))
+def _by_products(
+    f: Partial,
+    params: Params,
+    x1: Any,
+    x2: Any | None,
+    outputs: Any,
+    u: jax.Array,
+    v: jax.Array,
+    *,
+    leaf: int,
+    wrt: tuple[bool, ...],
+    reduce: str,
+    precision: str,
+) -> _Products:
+    w, rebuild = split(params, wrt)
+
+    def of_batch(x: Any, w: list[jax.Array]) -> jax.Array:
+        y = widened(jax.tree.leaves(f(rebuild(w), x))[leaf])
+        y = y.reshape(y.shape[0], -1)
+        return y if outputs is None else y[:, outputs]
+
+    def pull(x: Any, probe: jax.Array) -> list[jax.Array]:
+        y, pullback = jax.vjp(partial(of_batch, x), w)
+        every = _directions(reduce, probe[:, : y.shape[1]].astype(y.dtype), y.shape[1])
+        return jax.vmap(lambda one: pullback(one)[0])(every)
+
+    with jax.default_matmul_precision(precision):
+        left, right = pull(x1, u), pull(x1 if x2 is None else x2, v)
+        _, push = linearization(partial(of_batch, x1), w)
+        pushed = jax.vmap(push)(right)
+    norms = (jnp.sqrt(_inner(side, side)) for side in (left, right))
+    return _Products(_inner(left, right), *norms, pushed)
+
+
+@partial(jax.jit, static_argnames="options")
+def _whole_and_leaves(*arrays: Any, options: Options) -> Any:
+    return tuple(
+        kernels(*arrays, options=options._replace(per_leaf=apart)) for apart in (False, True)
+    )
+
+
+def _flat(kernel: Any, reduce: str) -> np.ndarray:
+    """Give a kernel as (n, m, ..), float64, its outputs flat."""
+    kernel = np.asarray(kernel, np.float64)
+    n, m, *out = kernel.shape
+    if reduce == "none":
+        return kernel.reshape(n, m, *(2 * (int(np.prod(out) ** 0.5 + 0.5),)))
+    return kernel.reshape(n, m, -1)
+
+
+def _form(kernel: np.ndarray, reduce: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Compute u^T K v, (d,) or (1,)."""
+    if reduce == "none":
+        return np.einsum("na,nmab,mb->", u, kernel, v)[None]
+    return np.einsum("n,nmd,m->d", u[:, 0], kernel, v[:, 0])
+
+
+def _image(kernel: np.ndarray, reduce: str, v: np.ndarray) -> np.ndarray:
+    """Compute K v, (n, ..)."""
+    if reduce == "none":
+        return np.einsum("nmab,mb->na", kernel, v)
+    return np.einsum("nmd,m->nd", kernel, v[:, 0])
+
+
+def _pushed(found: _Products, reduce: str) -> np.ndarray:
+    """Read K v off J1 (J2^T v)."""
+    pushed = np.asarray(found.pushed, np.float64)  # (d, n, C)
+    if reduce == "none":
+        return pushed[0]
+    outputs = pushed.shape[2]
+    if reduce == "sum":
+        return np.sum(pushed[0], 1, keepdims=True) / outputs**0.5
+    own = np.einsum("dnd->nd", pushed)
+    return own if reduce == "diagonal" else np.sum(own, 1, keepdims=True) / outputs**0.5
+
+
+def _forms(found: _Products, reduce: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give the forms (l, d) and what they are relative to; the trace adds up its directions."""
+    forms, left, right = (np.asarray(a, np.float64) for a in found[:3])
+    if reduce != "trace":
+        return forms, left * right
+    sizes = [np.sqrt(np.sum(a**2, 1, keepdims=True)) for a in (left, right)]
+    return np.sum(forms, 1, keepdims=True), sizes[0] * sizes[1]
+
+
+def _largest(error: np.ndarray, allowed: np.ndarray, size: np.ndarray) -> Check:
+    """Give the check that is nearest to its tolerance, or furthest above."""
+    size = np.where(size > 0, size, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = np.argmax(np.nan_to_num(error / allowed, nan=np.inf))
+    return Check(float((error / size).flat[worst]), float((allowed / size).flat[worst]))
+
+
+def _perturbed(params: Params, rng: np.random.Generator) -> Params:
+    """Change every float by a few units of its last place."""
+
+    def changed(leaf: Any) -> Any:
+        leaf = jnp.asarray(leaf)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        signs = jnp.asarray(rng.choice([-4.0, 4.0], leaf.shape), leaf.dtype)
+        return leaf + leaf * signs * jnp.finfo(leaf.dtype).eps
+
+    return jax.tree.map(changed, params)
+
+
+def verify(
+    f: ModelFunction,
+    params: Params,
+    x1: Any,
+    x2: Any | None = None,
+    *,
+    reduce: str = "none",
+    method: str = "auto",
+    wrt: Any = None,
+    outputs: Sequence[int] | None = None,
+    batch_size: int | tuple[int, int] | None = None,
+    precision: str = "highest",
+    seed: int = 0,
+) -> Verification:
+    """Check a kernel, whole and leaf by leaf, against products with the Jacobian.
+
+    Theta v = J1 (J2^T v),  u^T Theta_leaf v = <J1^T u, J2^T v>_leaf,  u and v random
+
+    Parameters
+    ----------
+    f, params, x1, x2, reduce, method, wrt, outputs, batch_size, precision
+        As for `ntk`. A few examples will do: the kernel and one backward pass of the whole batch
+        must fit in memory.
+    seed : int
+        Of the random vectors.
+
+    Returns
+    -------
+    Verification
+        The errors and the tolerances, relative.
+
+    Raises
+    ------
+    TypeError
+        As `ntk`; if the arguments are traced.
+    ValueError
+        As `ntk`; if f has no derivative in reverse mode.
+    WrongKernel
+        If they disagree. The message names the leaf, how it enters, its rule and the equations.
+
+    Notes
+    -----
+    Cost: the kernel twice, whole and by leaves, and three products with it of one vector, that is
+    four backward passes and two forward ones; K times that for "diagonal" and "trace". Each side is
+    compiled once. The tolerance is 64 epsilon of the coarsest floats in the model, and 16 times
+    what the products change when every weight is changed by 4 epsilon. Two random vectors see any
+    error above that, but for chance: one of size r times the tolerance is overlooked with a
+    probability of the order of 1 / r.
+
+    Examples
+    --------
+    >>> f = lambda w, x: jnp.tanh(x @ w)
+    >>> found = verify(f, jnp.ones((2, 3)), jnp.ones((4, 2)))
+    >>> found.whole.error <= found.whole.tolerance
+    True
+    """
+    call = check(
+        f,
+        params,
+        x1,
+        x2,
+        reduce=reduce,
+        method=method,
+        wrt=wrt,
+        outputs=outputs,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    return verified(call, seed=seed)
+
+
+def verified(call: Call, *, seed: int = 0) -> Verification:
+    """Check the kernel of a call, as `verify` does."""
+    every = jobs(call)
+    for job in every:
+        require_reverse(job.model, "a check by products")
+    whole, apart = _whole_and_leaves(*call.arrays, options=call.options)
+    moving = zip(jax.tree_util.tree_leaves_with_path(call.params), call.options.wrt, strict=True)
+    names = [path_of(path) or "w" for (path, _), moves in moving if moves]
+    of_outputs = np.asarray(range(len(every) * len(names))).reshape(len(every), -1)
+    apart = jax.tree.leaves(apart)
+    found = [
+        _of_output(call, number, kernel, [apart[i] for i in of_outputs[number]], seed)
+        for number, kernel in enumerate(jax.tree.leaves(whole))
+    ]
+    result = Verification(
+        max((own for own, _ in found), key=_excess),
+        {name: max((own[i] for _, own in found), key=_excess) for i, name in enumerate(names)},
+    )
+    wrong = [name for name, check in result.leaves.items() if _excess(check) > 1]
+    if wrong or _excess(result.whole) > 1:
+        raise WrongKernel(_message(call, result, wrong), result)
+    return result
+
+
+def _excess(check: Check) -> float:
+    return check.error / check.tolerance if np.isfinite(check.error) else np.inf
+
+
+def _coarsest(call: Call) -> float:
+    """Give the epsilon of the coarsest floats on the way."""
+    model = jax.make_jaxpr(lambda f, params, x: f(params, x))(call.f, call.params, call.x1)
+    exact = call.options.precision in ("highest", "float32") or jax.default_backend() == "cpu"
+    return max(epsilon(model.jaxpr), 0.0 if exact else 2.0**-10)
+
+
+def _of_output(
+    call: Call, leaf: int, kernel: Any, leaves: list[Any], seed: int
+) -> tuple[Check, list[Check]]:
+    """Check the kernel of one output array: the whole, and each leaf of the parameters."""
+    reduce, rng = call.options.reduce, np.random.default_rng([seed, leaf])
+    kernel, leaves = _flat(kernel, reduce), [_flat(own, reduce) for own in leaves]
+    (shape,) = {job.out for job in jobs(call)[leaf : leaf + 1]}
+    n, m, outputs = *kernel.shape[:2], math.prod(shape)
+    u, v = (rng.standard_normal((k, outputs)).astype(np.float32) for k in (n, m))
+    products = partial(
+        _by_products,
+        leaf=leaf,
+        wrt=call.options.wrt,
+        reduce=reduce,
+        precision=call.options.precision,
+    )
+    f, params, *rest = call.arrays
+    here, near = (products(f, p, *rest, u, v) for p in (params, _perturbed(params, rng)))
+    eps = _coarsest(call)
+
+    image, pushed = _image(kernel, reduce, v.astype(float)), _pushed(here, reduce)
+    size = np.linalg.norm(kernel) * np.linalg.norm(v)
+    noise = np.linalg.norm(_pushed(near, reduce) - pushed)
+    whole = _largest(np.linalg.norm(image - pushed), _ROUNDING * eps * size + _NOISE * noise, size)
+
+    (forms, sizes), (others, _) = _forms(here, reduce), _forms(near, reduce)
+    found = np.stack([_form(own, reduce, u.astype(float), v.astype(float)) for own in leaves])
+    # a derivative that cancels to 0 is rounding, of what stands beside it
+    beside = eps**1.5 * np.linalg.norm(sizes, axis=0, keepdims=True)
+    allowed = _ROUNDING * (eps * sizes + beside) + _NOISE * np.abs(others - forms)
+    errors = np.abs(found - forms)
+    return whole, [_largest(*own) for own in zip(errors, allowed, sizes, strict=True)]
+
+
+def _message(call: Call, found: Verification, wrong: list[str]) -> str:
+    """Say which leaves are wrong, and how they were treated."""
+    options = call.options
+    if not wrong:
+        return (
+            "the kernel of all leaves must be that of products with the Jacobian to "
+            f"{found.whole.tolerance:.1e}, got {found.whole.error:.1e}, with every leaf right by "
+            "itself. Use per_leaf=True and add up, or another `method`, and report this model."
+        )
+    rows = {
+        row.name: row
+        for row in explanation(
+            call.f,
+            call.params,
+            call.x1,
+            reduce=options.reduce,
+            wrt=jax.tree.structure(call.params).unflatten(options.wrt),
+            outputs=call.outputs,
+        )
+    }
+    texts = []
+    for name in wrong:
+        check, row = found.leaves[name], rows[name]
+        where = f" ({row.where})" if row.where else ""
+        texts.append(
+            f"`{name}` is off by {check.error:.1e}, where rounding explains "
+            f"{check.tolerance:.1e}: it enters by {row.enters}{where}, rule: {row.rule}"
+        )
+    return (
+        f"the kernel of each leaf must be that of products with the Jacobian, got: "
+        f"{'; '.join(texts)}. Use method='ntk_vector_products', and report this model."
+    )
