@@ -3,6 +3,8 @@
 No Flax type goes further in: what leaves here is a model function and a plain pytree.
 """
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +12,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
+from flax import errors, nnx
 from flax.core import unfreeze
 from jax.tree_util import Partial
 
@@ -261,31 +264,80 @@ class Sinusoidal(nn.Module):
 
 
 class _Apply:
-    """A Flax module as a function; equal for equal modules, so that jit compiles once."""
+    """A module as a function; equal for equal modules, so that jit compiles once.
 
-    def __init__(self, module: nn.Module, method: Any, call: Mapping[str, Any]):
-        self.module, self.method, self.call = module, method, dict(call)
+    `apply(*static, constants, params, x)`, and what is static decides equality.
+    """
 
-    def _key(self) -> Any:
-        return self.module, self.method, tuple(sorted(self.call.items()))
+    def __init__(self, apply: Callable[..., Any], *static: Any):
+        self.apply, self.static = apply, static
 
     def __call__(self, constants: Any, params: Params, x: Any) -> Any:
-        variables = {**constants, "params": params}
-        return self.module.apply(variables, x, method=self.method, **self.call)
+        try:
+            return self.apply(*self.static, constants, params, x)
+        except errors.ModifyScopeVariableError as error:
+            raise ValueError(
+                "`f` must be in evaluation mode, but its module updates variables that are "
+                "constants here, as batch normalisation does in training. Pass train=False or "
+                f"use_running_average=True. It said: {error}"
+            ) from error
+        except errors.InvalidRngError as error:
+            raise ValueError(
+                "`f` must be deterministic, but its module asks for random numbers, as dropout "
+                f"does that is on. Pass train=False or deterministic=True. It said: {error}"
+            ) from error
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         try:
-            return isinstance(other, _Apply) and bool(self._key() == other._key())
+            return isinstance(other, _Apply) and bool(
+                self.apply == other.apply and self.static == other.static
+            )
         except (TypeError, ValueError):  # fields that do not compare, arrays among them
             return False
 
     def __hash__(self) -> int:
         try:
-            return hash(self._key())
+            return hash((self.apply, self.static))
         except TypeError:
-            return hash(type(self.module))
+            return hash((self.apply, type(self.static[0])))
+
+
+def _check_one_input(module: Any, method: Any, call: Mapping[str, Any]) -> None:
+    """Require a method that takes x, and beside it the keywords of the call."""
+    function = method if callable(method) else getattr(module, method or "__call__", None)
+    kind = type(module).__name__
+    if function is None:
+        raise ValueError(
+            f"`method` must name a method of {kind}, got {method or '__call__'!r}. Name one, or "
+            "pass method=lambda module, x: ..."
+        )
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # what is written in C tells nothing
+        return
+    takes_module = callable(method) and not inspect.ismethod(method)
+    others = parameters[2:] if takes_module else parameters[1:]
+    missing = [
+        p.name
+        for p in others
+        if p.default is p.empty
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        and p.name not in call
+    ]
+    if missing:
+        raise ValueError(
+            f"`module` must be called with one input, and {kind} requires {missing} too. Give a "
+            f"setting as a keyword, {missing[0]}=..., or put several inputs into one: "
+            'method=lambda module, x: module(x["a"], x["b"]).'
+        )
+
+
+def _apply_linen(
+    module: nn.Module, method: Any, call: Any, constants: Any, params: Params, x: Any
+) -> Any:
+    return module.apply({**constants, "params": params}, x, method=method, **dict(call))
 
 
 def from_linen(
@@ -309,7 +361,7 @@ def from_linen(
     variables : mapping, optional
         Those of a trained model, with its `params`; nothing is initialised then.
     method : str or callable, optional
-        The module's method to call instead of `__call__`.
+        The module's method to call instead of `__call__`, or a function of (module, x).
     **call
         Keywords of every call, at initialisation too, such as train=False.
 
@@ -317,7 +369,8 @@ def from_linen(
     -------
     f : jax.tree_util.Partial
         `f(params, x) -> y`. Collections other than `params` (batch statistics) are its leaves:
-        constants, never updated.
+        constants, never updated. It raises a ValueError where the module is in training mode: if it
+        updates those collections, or asks for random numbers that the call has not.
     params : dict
 
     Raises
@@ -325,7 +378,8 @@ def from_linen(
     TypeError
         If `module` is no linen module.
     ValueError
-        If there is neither a key nor variables, or the variables hold no `params`.
+        If there is neither a key nor variables, the variables hold no `params`, there is no such
+        method, or it requires more than x and the keywords.
 
     Examples
     --------
@@ -338,6 +392,7 @@ def from_linen(
         raise TypeError(
             f"`module` must be a flax.linen.Module, got {type(module).__name__}. Use {cure}."
         )
+    _check_one_input(module, method, call)
     if variables is None:
         if key is None:
             raise ValueError(
@@ -354,42 +409,80 @@ def from_linen(
         )
     sown = ("params", "intermediates")
     constants = {name: value for name, value in variables.items() if name not in sown}
-    return Partial(_Apply(module, method, call), constants), variables["params"]
+    f = _Apply(_apply_linen, module, method, tuple(sorted(call.items())))
+    return Partial(f, constants), variables["params"]
 
 
-class _ApplyNnx:
-    """An NNX module as a function; equal for equal graphs, so that jit compiles once."""
-
-    def __init__(self, graph: Any, structure: Any):
-        self.graph, self.structure = graph, structure
-
-    def __call__(self, constants: Any, params: Params, x: Any) -> Any:
-        state = jax.tree.unflatten(self.structure, jax.tree.leaves(params))
-        return nnx.merge(self.graph, state, constants)(x)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ApplyNnx) and bool(
-            self.graph == other.graph and self.structure == other.structure
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.graph, self.structure))
+def _check_evaluation(module: nnx.Module) -> None:
+    """Refuse layers that drop at random, by the attributes that `module.eval()` sets."""
+    for path, layer in nnx.iter_graph(module):
+        if not isinstance(layer, nnx.Module) or getattr(layer, "deterministic", True):
+            continue
+        rates = [getattr(layer, name, 0) for name in ("rate", "dropout_rate")]
+        if any(isinstance(rate, int | float) and rate > 0 for rate in rates):
+            raise ValueError(
+                "`module` must be deterministic, but its dropout is on at "
+                f"{'/'.join(map(str, path)) or type(layer).__name__}. "
+                "Call module.eval() first."
+            )
 
 
-def from_nnx(module: nnx.Module) -> tuple[Partial, Params]:
+def _snapshot(state: Any) -> Any:
+    """Give the arrays of an NNX state in dictionaries, which no change of a module reaches."""
+    # what a Variable holds, not what it gives: `get_value` of a subclass may compute
+    pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure  # its name in Flax 0.12.0
+    return jax.tree.map(
+        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf,
+        nnx.to_pure_dict(pure(state)),
+    )
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _clone(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Give keywords of a call whose random streams are not those that came."""
+    return {k: nnx.clone(v) if isinstance(v, nnx.Pytree) else v for k, v in call.items()}
+
+
+def _apply_nnx(
+    graph: Any, structures: Any, method: Any, call: Any, constants: Any, params: Params, x: Any
+) -> Any:
+    # new Variables and a new module at every call: what the call changes is lost with them
+    states = [
+        jax.tree.unflatten(structure, jax.tree.leaves(tree))
+        for structure, tree in zip(structures, (params, constants), strict=True)
+    ]
+    module = nnx.merge(graph if _is_hashable(graph) else copy.deepcopy(graph), *states)
+    keywords = _clone(dict(call))
+    if callable(method):
+        return method(module, x, **keywords)
+    return getattr(module, method or "__call__")(x, **keywords)
+
+
+def from_nnx(module: nnx.Module, *, method: Any = None, **call: Any) -> tuple[Partial, Params]:
     """Turn a Flax NNX module into a model function and its parameters.
 
     Parameters
     ----------
     module : flax.nnx.Module
-        With its weights; it is not changed. Set it up for evaluation first, as in
-        `module.eval()`.
+        With its weights; it is not changed, and what becomes of it later does not change f. Set it
+        up for evaluation first, as in `module.eval()`.
+    method : str or callable, optional
+        The module's method to call instead of `__call__`, or a function of (module, x).
+    **call
+        Keywords of every call.
 
     Returns
     -------
     f : jax.tree_util.Partial
-        `f(params, x) -> y`. All state but `nnx.Param` (batch statistics, random streams) is held in
-        its leaves: constants, never updated.
+        `f(params, x) -> y`, pure. All state but `nnx.Param` (batch statistics, random streams) is
+        held in its leaves: constants, from which each call starts, and never updated.
     params : dict
         The `nnx.Param` arrays as plain nested dictionaries.
 
@@ -397,6 +490,14 @@ def from_nnx(module: nnx.Module) -> tuple[Partial, Params]:
     ------
     TypeError
         If `module` is no NNX module.
+    ValueError
+        If dropout is on in a layer of the module, there is no such method, or it requires more than
+        x and the keywords.
+
+    Notes
+    -----
+    Batch normalisation in training mode makes f a function of the whole batch, which `ntk` takes as
+    one example: `ntk(lambda p, x: f(p, x[0])[None], params, x[None])`.
 
     Examples
     --------
@@ -409,9 +510,17 @@ def from_nnx(module: nnx.Module) -> tuple[Partial, Params]:
         raise TypeError(
             f"`module` must be a flax.nnx.Module, got {type(module).__name__}. Use {cure}."
         )
-    graph, params, constants = nnx.split(module, nnx.Param, ...)
-    f = Partial(_ApplyNnx(graph, jax.tree.structure(params)), constants)
-    return f, nnx.to_pure_dict(params)
+    _check_one_input(module, method, call)
+    _check_evaluation(module)
+    graph, *states = nnx.split(module, nnx.Param, ...)
+    if not _is_hashable(graph):  # it holds lists and the like, which the module may change
+        graph = copy.deepcopy(graph)
+    if inspect.ismethod(method):  # of the module that is given: f has its own
+        method = method.__func__
+    structures = tuple(jax.tree.structure(state) for state in states)
+    params, constants = (_snapshot(state) for state in states)
+    f = _Apply(_apply_nnx, graph, structures, method, tuple(sorted(_clone(call).items())))
+    return Partial(f, constants), params
 
 
 def preactivations(module: MLP) -> Callable[[Params, jax.Array], tuple[jax.Array, ...]]:

@@ -99,9 +99,16 @@ def linen(name, module, x=(4,), rows=MODELS, **call):
 def nnx_module(name, build, x=(4,), rows=MODELS):
     """Add a Flax NNX module as a row, from a function of its random numbers."""
 
+    def key_or(shape, value):
+        if not jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return value
+        return jax.random.split(jax.random.key(0), shape.shape)
+
     def case():
-        f, params = from_nnx(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-        return Case(filled(f), filled(params), *examples(x))
+        module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        module.eval()
+        f, params = from_nnx(module)
+        return Case(jax.tree.map(key_or, f, filled(f)), filled(params), *examples(x))
 
     assert name not in rows
     rows[name] = case
@@ -1053,6 +1060,67 @@ class NnxTransformer(nnx.Module):
         return self.embed.attend(self.norm(h + self.attention(h)))
 
 
+class NnxRecurrent(nnx.Module):
+    def __init__(self, rngs, *cells):
+        f64 = {"dtype": jnp.float64, **F64}  # the simple cell computes in float32 else
+        layers = [nnx.RNN(cell(2, 3, rngs=rngs, **f64)) for cell in cells]
+        self.recurrent = layers[0] if len(cells) == 1 else nnx.Bidirectional(*layers)
+        self.dense = nnx.Linear(3 * len(cells), 2, rngs=rngs, **F64)
+
+    def __call__(self, x):
+        return self.dense(tanh(self.recurrent(x)[:, -1]))
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 4, rngs=rngs, **F64)
+        self.norm = nnx.BatchNorm(4, rngs=rngs, **F64)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(tanh(self.norm(self.dense(x))))
+
+
+class NnxBlocks(nnx.Module):
+    """Blocks that are stacked, with their random streams, and applied by a scan or side by side."""
+
+    def __init__(self, rngs, one_after_another):
+        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(NnxBlock))(rngs)
+        self.dense = nnx.Linear(4, 2, rngs=rngs, **F64)
+        self.one_after_another = one_after_another
+
+    def __call__(self, x):
+        if self.one_after_another:
+            axes = {"in_axes": (0, nnx.Carry), "out_axes": nnx.Carry}
+            return self.dense(nnx.scan(NnxBlock.__call__, **axes)(self.blocks, x))
+        return self.dense(nnx.vmap(NnxBlock.__call__, in_axes=(0, None))(self.blocks, x).sum(0))
+
+
+class NnxCounting(nnx.Module):
+    def __init__(self, rngs):
+        self.first = NnxBlock(rngs)
+        self.dense = nnx.Linear(4, 2, rngs=rngs, **F64)
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.calls[...] = self.calls[...] + 1
+        h = nnx.remat(NnxBlock.__call__)(self.first, x)
+        self.hidden = nnx.Intermediate(h)
+        return self.dense(tanh(h))
+
+
+class LinenForNnx(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True, **F64)(tanh(nn.Dense(4, **F64)(x)))
+        self.sow("intermediates", "hidden", x)
+        return nn.Dense(2, **F64)(tanh(nn.Dense(3, **F64)(x)))
+
+
+def bridged(rngs):
+    return nnx.bridge.ToNNX(LinenForNnx(), rngs=rngs).lazy_init(jnp.zeros((1, 4)))
+
+
 class EquinoxNet(eqx.Module):
     convolution: eqx.nn.Conv2d
     norm: eqx.nn.LayerNorm
@@ -1092,6 +1160,17 @@ class EquinoxAttention(eqx.Module):
 
 nnx_module("NNX convolution", NnxNet, (3, 3, 2))
 nnx_module("NNX transformer", partial(NnxTransformer, attention_fn=attend_in_heads), {"tokens": 3})
+for _cell in (nnx.SimpleCell, nnx.LSTMCell, nnx.GRUCell, nnx.OptimizedLSTMCell):
+    nnx_module(f"NNX recurrence: {_cell.__name__}", lambda r, c=_cell: NnxRecurrent(r, c), (3, 2))
+nnx_module(
+    "NNX recurrence: both ways",
+    lambda rngs: NnxRecurrent(rngs, nnx.GRUCell, nnx.SimpleCell),
+    (3, 2),
+)
+nnx_module("NNX blocks in a scan, with dropout", lambda rngs: NnxBlocks(rngs, True))
+nnx_module("NNX blocks side by side, with dropout", lambda rngs: NnxBlocks(rngs, False))
+nnx_module("NNX that counts and keeps its features, rematerialised", NnxCounting)
+nnx_module("NNX around a linen module", bridged)
 equinox_module("Equinox MLP", lambda key: eqx.nn.MLP(4, 2, 3, 2, activation=tanh, key=key))
 equinox_module("Equinox convolution", EquinoxNet, (2, 4, 4))
 equinox_module("Equinox GRU", EquinoxRecurrent, (3, 2))

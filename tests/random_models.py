@@ -6,6 +6,7 @@ read. `build` makes the weights and the function of it.
 
 import math
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +24,34 @@ class Layer(NamedTuple):
     options: dict[str, Any]
     activation: str = "none"
     wrap: str = "none"
+    before: tuple[str, ...] = ()  # what is done to each of its weights before it is used
+    view: str = "own"  # of an earlier weight, where one fits; "own": it has weights of its own
 
 
 class Net(NamedTuple):
     x: tuple[int, ...]  # the shape of an example
     layers: list[Layer]
     by_x: str = "none"
+    dtype: str = "float64"
+
+
+def permuted(w: Any) -> Any:
+    """Take even rows before odd ones, by a reshape and a transpose where that does it."""
+    n = w.shape[0]
+    if n % 2:
+        return w[np.argsort(np.arange(n) % 2, kind="stable")]
+    return w.reshape(n // 2, 2, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape)
+
+
+VIEWS = {
+    "same": lambda w: w,
+    "flipped": lambda w: w[::-1],
+    "flipped last": lambda w: w[..., ::-1],
+    "rolled": lambda w: jnp.roll(w, 1, 0),
+    "permuted": permuted,
+    "T": lambda w: w.T,
+}
+"""Weights laid out in another way, of the same shape but for the transpose."""
 
 
 class Weights:
@@ -36,13 +59,23 @@ class Weights:
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
+        self.view = "own"
+
+    def _earlier(self, shape: tuple[int, ...], view: str) -> str | None:
+        for name, array in self.arrays.items():
+            if array.shape == shape and shape:
+                return f"{name}.{view}"
+            if array.shape == shape[::-1] and shape:
+                return f"{name}.T.{view}"
+            if array.shape[1:] == shape[1:] and array.shape[:1] > shape[:1] > (1,):
+                return f"{name}.{shape[0]}.{view}"  # a slice of it
+        return None
 
     def __call__(self, *shape: int, tie: bool = False) -> str:
-        for name, array in self.arrays.items():
-            if tie and array.shape == shape:
-                return name
-            if tie and array.shape == shape[::-1]:
-                return name + ".T"
+        view = "same" if tie and self.view == "own" else self.view
+        earlier = None if view == "own" else self._earlier(shape, view)
+        if earlier:
+            return earlier
         name = f"{len(self.arrays):02}"
         fan_in = math.prod(shape[:-1])
         self.arrays[name] = normal(len(self.arrays), *shape) / fan_in**0.5
@@ -54,9 +87,40 @@ class Weights:
 
 def look_up(params: dict[str, Any], names: Any) -> Any:
     """Give the weights that names stand for."""
-    return jax.tree.map(
-        lambda name: params[name[:-2]].T if name.endswith(".T") else params[name], names
-    )
+
+    def one(name: str) -> Any:
+        base, *views = name.split(".")
+        w = params[base]
+        for view in views:
+            w = w[: int(view)] if view.isdigit() else VIEWS[view](w)
+        return w
+
+    return jax.tree.map(one, names)
+
+
+BEFORE = {
+    "as it is": lambda w: w,
+    "0.1 w": lambda w: 0.1 * w,
+    "w / 3": lambda w: w / 3,
+    "w / sqrt(n)": lambda w: w / math.sqrt(np.shape(w)[0] if np.ndim(w) else 2),
+    "-w": lambda w: -w,
+    "-0.4 (3 w)": lambda w: -0.4 * (3 * w),
+    "w + 0.1": lambda w: w + 0.1,
+    "1 + w": lambda w: 1 + w,
+    "0.3 - w": lambda w: 0.3 - w,
+    "2 (w - 0.2)": lambda w: 2 * (w - 0.2),
+    "by channel": lambda w: w * of_channels(w),
+    "plus channels": lambda w: of_channels(w) + w,
+    "softplus": lambda w: jax.nn.softplus(w) + 1e-3,
+}
+"""What is done to a weight before it is used."""
+
+
+def of_channels(w: Any) -> np.ndarray:
+    """Give a constant for each entry of the last axis."""
+    n = np.shape(w)[-1] if np.ndim(w) else 1
+    c = np.asarray(0.5 + np.arange(n), w.dtype)
+    return c.reshape((1,) * (np.ndim(w) - 1) + (n,)) if np.ndim(w) else c[0]
 
 
 # --- layers: `make(new, shape, **options) -> names of weights, apply(weights, h)`
@@ -323,13 +387,31 @@ def transposed_convolution(new, shape, features, window, stride, padding, flippe
     )
 
 
-@layer("tokens", features=st.integers(2, 3), how=st.sampled_from(["index", "take", "one_hot"]))
-def embedding(new, shape, features, how):
-    return new(VOCABULARY, features), {
-        "index": lambda w, t: w[t],
-        "take": lambda w, t: jnp.take(w, t, axis=0),
-        "one_hot": lambda w, t: jax.nn.one_hot(t, VOCABULARY) @ w,
-    }[how]
+LOOKUPS = {
+    "index": lambda w, t: w[t],
+    "take": lambda w, t: jnp.take(w, t, axis=0),
+    "one_hot": lambda w, t: jax.nn.one_hot(t, VOCABULARY, dtype=w.dtype) @ w,
+}
+
+
+@layer(
+    "tokens",
+    features=st.integers(2, 3),
+    how=st.sampled_from(list(LOOKUPS)),
+    again=st.sampled_from([None, "same", "flipped", "rolled", "permuted"]),
+    bias=FLAG,
+)
+def embedding(new, shape, features, how, again, bias):
+    """Look a table up, or look it up twice in two orders of its rows."""
+    names = {"w": new(VOCABULARY, features)} | ({"b": new(features)} if bias else {})
+
+    def apply(w, t):
+        h = LOOKUPS[how](w["w"], t)
+        if again:
+            h = jnp.tanh(h + LOOKUPS[how](VIEWS[again](w["w"]), (2 * t + 1) % VOCABULARY))
+        return h + w["b"] if bias else h
+
+    return names, apply
 
 
 # --- the last layer
@@ -384,6 +466,10 @@ ACTIVATIONS = {
     "elu": jax.nn.elu,
     "softplus": jax.nn.softplus,
     "square": lambda h: h**2,
+    "hard_swish": jax.nn.hard_swish,
+    "sparse_plus": jax.nn.sparse_plus,
+    "1 - h / 2": lambda h: 1 - h / 2,
+    "3 / (2 + h^2)": lambda h: 3 / (2 + h**2),
     "custom_jvp": sine,
     "custom_vjp": vjp_sine,
 }
@@ -413,6 +499,21 @@ WRAPS = {
     "cond on a weight": _by_weight,
     "cond on x": _by_example,
 }
+
+
+def _scaled(c, w):
+    return jax.tree.map(lambda leaf: c * leaf, w)
+
+
+WRAPS_OF_LINEAR_LAYERS = {
+    "tiny weights": lambda apply: lambda w, h: 1e20 * apply(_scaled(1e-20, w), h),
+    "huge weights": lambda apply: lambda w, h: 1e-20 * apply(_scaled(1e20, w), h),
+    "tiny inputs": lambda apply: lambda w, h: 1e20 * apply(w, 1e-20 * h),
+    "huge inputs": lambda apply: lambda w, h: 1e-20 * apply(w, 1e20 * h),
+}
+LINEAR = {"dense", "convolution", "gathered", "transposed_convolution"}
+"""Layers that are linear in their weights, and in their inputs if they have no bias."""
+
 WRAPS_OF_THE_SAME_SHAPE = {
     "residual": lambda apply: lambda w, h: h + apply(w, h),
     "scan": lambda apply: lambda w, h: lax.scan(lambda h, w: (apply(w, h), None), h, w)[0],
@@ -424,16 +525,26 @@ WRAPS_OF_THE_SAME_SHAPE = {
 
 
 def _made(new: Any, kind: str, spec: Layer, h: Any) -> Made:
-    names, apply = LAYERS[kind][spec.name][0](new, h.shape, **spec.options)
+    names, linear = LAYERS[kind][spec.name][0](new, h.shape, **spec.options)
+    scaled = spec.wrap in WRAPS_OF_LINEAR_LAYERS and spec.name in LINEAR
+    if scaled and (spec.options.get("bias") in (None, False, "none") or "weights" in spec.wrap):
+        linear = WRAPS_OF_LINEAR_LAYERS[spec.wrap](linear)
     activation = ACTIVATIONS[spec.activation]
-    return names, lambda w, h: activation(apply(w, h))
+
+    def apply(w, h):
+        leaves, structure = jax.tree.flatten(w)
+        ready = [BEFORE[name](leaf) for name, leaf in zip(cycle(spec.before), leaves, strict=False)]
+        return activation(linear(structure.unflatten(ready or leaves), h))
+
+    return names, apply
 
 
 def _wrapped(new: Weights, kind: str, spec: Layer, h: Any) -> Made:
     """Make a layer and what is around it, where that fits."""
-    if spec.wrap in WRAPS:
+    new.view = spec.view
+    if spec.wrap not in WRAPS_OF_THE_SAME_SHAPE:
         names, apply = _made(new, kind, spec, h)
-        return names, WRAPS[spec.wrap](apply)
+        return names, WRAPS.get(spec.wrap, WRAPS["none"])(apply)
     trial = Weights()
     names, apply = _made(trial, kind, spec, h)
     same = jax.eval_shape(apply, look_up(trial.arrays, names), h).shape == h.shape
@@ -460,18 +571,21 @@ def kind_of(ndim: int) -> str:
 
 
 def build(net: Net, n1: int, n2: int | None) -> Case:
-    """Make the weights and the function of a model, and n1 examples and n2."""
-    tokens = net.layers[0].name == "embedding"
+    """Make the weights and the function of a model, and n1 examples and n2.
+
+    In half precision every other weight stays in float32.
+    """
+    tokens, half = net.layers[0].name == "embedding", net.dtype in ("bfloat16", "float16")
 
     def examples(seed: int, n: int) -> np.ndarray:
         if tokens:
             return np.random.default_rng(seed).integers(0, VOCABULARY, (n, *net.x))
-        return normal(seed, n, *net.x)
+        return normal(seed, n, *net.x).astype(net.dtype)
 
     x1, x2 = examples(100, n1), None if n2 is None else examples(101, n2)
     new = Weights()
     steps = []
-    h = jax.ShapeDtypeStruct(x1.shape, x1.dtype)
+    h = jax.ShapeDtypeStruct(x1.shape, x1.dtype if tokens else "float64")
     for i, spec in enumerate(net.layers):
         kind = "tokens" if tokens and i == 0 else kind_of(len(h.shape))
         last = i == len(net.layers) - 1
@@ -484,23 +598,39 @@ def build(net: Net, n1: int, n2: int | None) -> Case:
             x = apply(look_up(params, names), x)
         return x
 
-    return Case(BY_X[net.by_x](f), new.arrays, x1, x2)
+    params = {
+        name: array.astype("float32" if half and i % 2 else net.dtype)
+        for i, (name, array) in enumerate(new.arrays.items())
+    }
+    return Case(BY_X[net.by_x](f), params, x1, x2)
 
 
 # --- what Hypothesis draws
 
 
+FREQUENT = {"dense", "convolution", "twice"}
+"""Layers that are drawn as often as all others together."""
+BEFORES = st.lists(st.sampled_from(list(BEFORE)), max_size=3).map(tuple)
+TIES = st.sampled_from(["own", "own", "own", *VIEWS])
+
+
 def _layers(kind: str, activations: list[str], wraps: list[str]) -> st.SearchStrategy[Layer]:
     def of(name: str) -> st.SearchStrategy[Layer]:
+        scaled = list(WRAPS_OF_LINEAR_LAYERS) if wraps != ["none"] and name in LINEAR else []
         return st.builds(
             Layer,
             st.just(name),
             st.fixed_dictionaries(LAYERS[kind][name][1]),
             st.sampled_from(activations),
-            st.sampled_from(wraps),
+            st.sampled_from([*wraps, *scaled]),
+            BEFORES,
+            TIES,
         )
 
-    return st.sampled_from(list(LAYERS[kind])).flatmap(of)
+    names = list(LAYERS[kind])
+    often = [name for name in names if name in FREQUENT]
+    every = st.sampled_from(names)
+    return (st.one_of(every, st.sampled_from(often)) if often else every).flatmap(of)
 
 
 SHAPES = {
@@ -532,4 +662,5 @@ def nets(draw: Any) -> Net:
     by_x = "none"
     if kind != "tokens":
         by_x = draw(st.sampled_from(["none", "none", "grad"] if backward_only else list(BY_X)))
-    return Net(draw(SHAPES[kind]), layers, by_x)
+    dtype = draw(st.sampled_from(["float64", "float64", "float32", "bfloat16", "float16"]))
+    return Net(draw(SHAPES[kind]), layers, by_x, dtype)

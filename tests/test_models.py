@@ -2,9 +2,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from lazyjax.kernels import ntk
 from lazyjax.models import (
     ACTIVATIONS,
     MLP,
@@ -116,7 +118,8 @@ def test_equal_modules_compile_once():
     for seed in range(3):
         apply(*from_linen(shallow_mlp(4), jax.random.key(seed), X))
         apply(*from_nnx(nnx.Linear(1, 3, param_dtype=jnp.float64, rngs=nnx.Rngs(seed))))
-    assert len(traces) == 2
+        apply(*from_nnx(Counting(nnx.Rngs(seed))))
+    assert len(traces) == 3
     f, _ = from_linen(shallow_mlp(4), jax.random.key(0), X)
     g, _ = from_linen(shallow_mlp(5), jax.random.key(0), X)
     assert jax.tree.structure(f) != jax.tree.structure(g)
@@ -192,6 +195,199 @@ def test_an_nnx_module_becomes_a_pure_function_of_its_params():
     assert jnp.abs(gradient["first"]["kernel"]).max() > 0
 
 
+F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+
+
+class Recurrent(nnx.Module):
+    def __init__(self, rngs, cell):
+        self.rnn = nnx.RNN(cell(1, 3, rngs=rngs, **F64))
+        self.last = nnx.Linear(3, 2, rngs=rngs, **F64)
+
+    def __call__(self, x):
+        return self.last(self.rnn(jnp.stack([x, x**2], 1))[:, -1])
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(1, 1, rngs=rngs, **F64)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(jnp.tanh(self.dense(x)))
+
+
+class Blocks(nnx.Module):
+    def __init__(self, rngs):
+        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(Block))(rngs)
+
+    def __call__(self, x):
+        carried = nnx.scan(Block.__call__, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        return carried(self.blocks, x)
+
+
+class Sowing(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(1, 2, rngs=rngs, **F64)
+
+    def __call__(self, x):
+        self.sow(nnx.Intermediate, "hidden", self.dense(x))
+        return jnp.tanh(self.hidden.get_value()[-1])
+
+
+class Counting(nnx.Module):
+    """What it holds decides its outputs, and every call changes all of it."""
+
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(1, 2, rngs=rngs, **F64)
+        self.calls = nnx.Variable(jnp.zeros(()))
+        self.buffer, self.log, self.scale = np.ones((1, 2)), [2.0], 1.0
+
+    def __call__(self, x):
+        self.calls[...] = self.calls[...] + 1
+        self.log.append(1.0)
+        self.scale = 2 * self.scale
+        factor = self.calls[...] * len(self.log) * self.log[0] * self.scale
+        return self.dense(x) * factor * self.buffer
+
+    def shifted(self, x, shift, *, rngs=None):
+        noise = 0.0 if rngs is None else jax.random.normal(rngs(), (1, 2))
+        return self.dense(x) + shift + noise
+
+
+class Bridged(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(3, **F64)(x)
+        self.sow("intermediates", "hidden", h)
+        return nn.Dense(2, **F64)(jnp.tanh(h))
+
+
+STATEFUL = {  # cells of every kind are rows of kernel_models.py
+    "recurrence": lambda rngs: Recurrent(rngs, nnx.GRUCell),
+    "dropout in a scan": Blocks,
+    "sow": Sowing,
+    "a counter, a list and a number": Counting,
+    "linen": lambda rngs: nnx.bridge.ToNNX(Bridged(), rngs=rngs).lazy_init(X),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+@pytest.mark.parametrize("name", STATEFUL)
+def test_modules_that_touch_their_state_become_pure_functions(name):
+    module, other = STATEFUL[name](nnx.Rngs(0)), STATEFUL[name](nnx.Rngs(0))
+    module.eval(), other.eval()
+    f, params = from_nnx(module)
+    assert f.func == from_nnx(other)[0].func
+    y = f(params, X)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
+    np.testing.assert_array_equal(f(params, X), y)
+    after = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    with jax.numpy_rank_promotion("allow"):  # the module's own first call, as f's is
+        np.testing.assert_allclose(other(X), y, rtol=1e-12)
+        module(X)
+    np.testing.assert_array_equal(f(params, X), y)
+    value, tangents = jax.jvp(lambda w: f(w, X), (params,), (params,))
+    np.testing.assert_allclose(value, y, rtol=1e-12)
+    _, pullback = jax.vjp(jax.jit(lambda w: f(w, X)), params)
+    along = optax.tree.vdot(pullback(y)[0], params)
+    np.testing.assert_allclose(jnp.vdot(tangents, y), along, rtol=1e-12)
+
+
+def test_later_changes_of_an_nnx_module_do_not_change_f():
+    module = Counting(nnx.Rngs(0))
+    f, params = from_nnx(module)
+    y = f(params, X)
+    module.scale, module.log[0] = 3.0, 5.0
+    module.buffer[:] = 2.0
+    module.calls[...] = jnp.ones(())
+    module.dense.kernel[...] = 0 * module.dense.kernel[...]
+    module.train()
+    np.testing.assert_array_equal(f(params, X), y)
+
+
+def test_batch_normalisation_in_training_is_a_pure_function_of_the_batch():
+    rngs = nnx.Rngs(0)
+    norm = nnx.BatchNorm(3, rngs=rngs, **F64)
+    norm.mean, norm.var = nnx.BatchStat(jnp.zeros(3)), nnx.BatchStat(jnp.ones(3))  # of float64
+    module = nnx.Sequential(nnx.Linear(1, 3, rngs=rngs, **F64), norm)
+    f, params = from_nnx(module)
+    z = np.asarray(X) @ params["layers"][0]["kernel"]
+    expected = (z - z.mean(0, keepdims=True)) / np.sqrt(z.var(0, keepdims=True) + 1e-5)
+    for _ in range(2):
+        np.testing.assert_allclose(f(params, X), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_array_equal(norm.mean[...], np.zeros(3))
+    np.testing.assert_array_equal(norm.var[...], np.ones(3))
+    module.eval()
+    np.testing.assert_allclose(f(params, X), expected, rtol=1e-10, atol=1e-12)
+
+    def whole(w, x):
+        return f(w, x[0])[None]
+
+    (kernel,) = ntk(whole, params, X[None])[0]
+    j = [j.reshape(*z.shape, -1) for j in jax.tree.leaves(jax.jacobian(f)(params, X))]
+    expected = sum(jnp.einsum("nkp,mlp->nkml", j, j) for j in j)
+    assert kernel.shape == expected.shape
+    np.testing.assert_allclose(kernel, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_params_are_what_a_variable_holds_and_not_what_it_gives():
+    class Positive(nnx.Param):
+        def get_value(self, **options):
+            return jnp.exp(super().get_value(**options))
+
+    class Scale(nnx.Module):
+        def __init__(self):
+            self.w = Positive(jnp.ones((1, 2)))
+
+        def __call__(self, x):
+            return x @ self.w.get_value()
+
+    f, params = from_nnx(Scale())
+    np.testing.assert_array_equal(params["w"], np.ones((1, 2)))
+    np.testing.assert_allclose(f(params, X), X @ (np.e * np.ones((1, 2))), rtol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["shifted", Counting.shifted, Counting(nnx.Rngs(1)).shifted])
+def test_another_method_and_keywords_may_be_those_of_an_nnx_module(method):
+    module = Counting(nnx.Rngs(0))
+    f, params = from_nnx(module, method=method, shift=1.0)
+    expected = X @ params["dense"]["kernel"] + params["dense"]["bias"][None] + 1
+    np.testing.assert_allclose(f(params, X), expected, rtol=1e-13)
+    assert f.func == from_nnx(module, method=method, shift=1.0)[0].func
+    assert f.func != from_nnx(module, method=method, shift=2.0)[0].func
+    rngs = nnx.Rngs(0)
+    g, _ = from_nnx(module, method=method, shift=1.0, rngs=rngs)
+    y = g(params, X)
+    rngs()
+    np.testing.assert_array_equal(g(params, X), y)
+    np.testing.assert_allclose(jax.jit(g)(params, X), y, rtol=1e-13)
+    pair, _ = from_nnx(module, method=lambda module, x: module.shifted(x["a"], x["b"]))
+    np.testing.assert_allclose(pair(params, {"a": X, "b": 1.0}), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("derive", [lambda f, w: f(w, X), lambda f, w: ntk(f, w, X)])
+def test_a_linen_module_in_training_names_its_cure(derive):
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dropout(0.5, deterministic=not train)(nn.Dense(3)(x))
+
+    f, params = from_linen(Normalised(), jax.random.key(0), X, train=True)
+    cure = "`f` must be in evaluation mode.*train=False or use_running_average=True.*batch_stats"
+    with pytest.raises(ValueError, match=cure):
+        derive(f, params)
+    f, params = from_linen(Dropped(), jax.random.key(0), X, train=True)
+    cure = "`f` must be deterministic.*train=False or deterministic=True.*dropout"
+    with pytest.raises(ValueError, match=cure):
+        derive(f, params)
+
+
 def test_preactivations_are_what_the_activations_get():
     module = MLP((4, 5), activation="tanh")
     _, params = from_linen(module, jax.random.key(0), X)
@@ -206,7 +402,28 @@ def test_preactivations_are_what_the_activations_get():
     )
 
 
+class Deep(nnx.Module):
+    def __init__(self, layer):
+        self.layers = nnx.List([nnx.Linear(1, 1, rngs=nnx.Rngs(0)), nnx.Sequential(layer)])
+
+    def __call__(self, x, y):
+        return x
+
+
+def dropping(layer):
+    return lambda: from_nnx(Deep(layer), method=lambda module, x: x)
+
+
+class TwoInputs(nn.Module):
+    @nn.compact
+    def __call__(self, a, b):
+        return nn.Dense(2)(a + b)
+
+
 KEY = jax.random.key
+ONE_INPUT = (
+    r"one input, and {} requires \['{}'\] too.*method=lambda module, x: module\(x\[\"a\"\], x"
+)
 BAD = {
     "no width": (lambda: shallow_mlp(0), ValueError, "`widths` must be at least 1, got 0"),
     "half a unit": (lambda: deep_mlp(2.5), TypeError, "`widths` must be a whole number, got 2.5"),
@@ -246,6 +463,56 @@ BAD = {
         lambda: from_nnx(nn.Dense(3)),
         TypeError,
         "`module` must be a flax.nnx.Module, got Dense. Use from_linen",
+    ),
+    "dropout that is on": (
+        dropping(nnx.Dropout(0.5, rngs=nnx.Rngs(0))),
+        ValueError,
+        r"`module` must be deterministic.*dropout is on at layers/1/layers/0. Call module.eval\(\)",
+    ),
+    "dropout in an attention": (
+        dropping(nnx.MultiHeadAttention(1, 2, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0))),
+        ValueError,
+        r"is on at layers/1/layers/0. Call module.eval\(\)",
+    ),
+    "dropout in a scan": (
+        lambda: from_nnx(Blocks(nnx.Rngs(0))),
+        ValueError,
+        r"is on at blocks/dropout. Call module.eval\(\)",
+    ),
+    "dropout alone": (
+        lambda: from_nnx(nnx.Dropout(0.5, rngs=nnx.Rngs(0))),
+        ValueError,
+        "is on at Dropout. Call",
+    ),
+    "an NNX module of two inputs": (
+        lambda: from_nnx(Deep(jnp.tanh)),
+        ValueError,
+        ONE_INPUT.format("Deep", "y"),
+    ),
+    "a linen module of two inputs": (
+        lambda: from_linen(TwoInputs(), KEY(0), X),
+        ValueError,
+        ONE_INPUT.format("TwoInputs", "b"),
+    ),
+    "a setting that is missing": (
+        lambda: from_linen(Normed(), KEY(0), X),
+        ValueError,
+        r"Normed requires \['train'\] too. Give a setting as a keyword, train=",
+    ),
+    "a method of two inputs": (
+        lambda: from_nnx(Counting(nnx.Rngs(0)), method=Counting.shifted),
+        ValueError,
+        ONE_INPUT.format("Counting", "shift"),
+    ),
+    "a method that is not there": (
+        lambda: from_nnx(Deep(jnp.tanh), method="encode"),
+        ValueError,
+        "`method` must name a method of Deep, got 'encode'",
+    ),
+    "a linen method that is not there": (
+        lambda: from_linen(nn.Dense(3), KEY(0), X, method="encode"),
+        ValueError,
+        "`method` must name a method of Dense, got 'encode'",
     ),
     "preactivations of another module": (
         lambda: preactivations(nn.Dense(3)),

@@ -199,13 +199,13 @@ def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
         return jax.make_jaxpr(lambda f, p, x: f(p, x))(f, params, jax.tree.map(batch, x))
 
 
-def _check_shapes(two: ClosedJaxpr, three: ClosedJaxpr) -> None:
-    """Refuse outputs that lack the batch, or have more of an axis where there are more examples."""
+def _misshapen(two: ClosedJaxpr, three: ClosedJaxpr) -> str | None:
+    """Tell of outputs that lack the batch, or have more of an axis where there are more examples."""
     shapes = [[y.shape for y in model.out_avals] for model in (two, three)]
     for of_two, of_three in zip(*shapes, strict=True):
         if (of_two[:1], of_three[:1]) != ((2,), (3,)) or of_two[1:] != of_three[1:]:
-            found = f", but gave {of_two} for two and {of_three} for three"
-            raise ValueError(FAULTS["shape"].format(found))
+            return f", but gave {of_two} for two and {of_three} for three"
+    return None
 
 
 def _can_run(two: ClosedJaxpr, known: bool) -> bool:
@@ -261,7 +261,10 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
         two, three = (_trace(f, params, x, n) for n in (2, 3))
     except Exception:  # the model's own: some take one size of batch only
         return
-    _check_shapes(two, three)
+    if wrong := _misshapen(two, three):
+        if checks.batch("x", x) == 1:  # it is the whole batch
+            return
+        raise ValueError(FAULTS["shape"].format(wrong))
     found, fault = suspects(two, three, len(examples)), None
     hidden, same = ({id(c) for c in m.consts if not checks.is_known(c)} for m in (two, three))
     if found != [] and hidden == same and _can_run(two, known and not hidden):

@@ -84,7 +84,8 @@ def check(
     options = Options(reduce, method, mask, per_leaf, check_batch_size(batch_size), precision)
     f = as_it_is(f, params, one_example(x1))
     index = chosen_outputs(outputs, output_shapes(f, params, x1))
-    check_examples(f, params, x1)
+    alone = checks.batch("x1", x1) == 1 and x2 is not None
+    check_examples(f, params, x2 if alone else x1)
     return Call(f, params, x1, x2, index, options)
 
 
