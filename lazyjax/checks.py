@@ -65,12 +65,18 @@ def whole(name: str, value: Any, *, least: int, cure: str = "") -> None:
 
 
 def floating(name: str, tree: Any) -> None:
-    """Require arrays of floats in every leaf."""
+    """Require arrays of real floats in every leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            where = f"`{name}`{jax.tree_util.keystr(path)}"
+        where, dtype = f"`{name}`{jax.tree_util.keystr(path)}", jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            inside = " inside f" if name.startswith("params") else ""
             raise TypeError(
-                f"{where} must hold floats, got {jnp.result_type(leaf)}. "
+                f"{where} must be real, got {dtype}. "
+                f"Split it into a real and an imaginary part{inside}."
+            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{where} must hold floats, got {dtype}. "
                 f"Convert it: jnp.asarray({name}, jnp.float32)."
             )
 
@@ -120,16 +126,21 @@ def batch(name: str, x: Any) -> int:
     return size
 
 
-def targets(f: ModelFunction, params: Params, x: Any, y: Any) -> None:
-    """Require that `y` has the shape of `f(params, x)`."""
+def outputs(f: ModelFunction, params: Params, x: Any) -> Any:
+    """Require that `params` and `x` fit the model; give the shapes of `f(params, x)`."""
     try:
-        out = jax.eval_shape(f, params, x)
+        return jax.eval_shape(f, params, x)
     except Exception as error:
         raise ValueError(
             "`params` and `x` must fit the model: f(params, x) failed for x of shape "
             f"{[np.shape(leaf) for leaf in jax.tree.leaves(x)]}. Pass parameters and inputs of the "
             f"same model. It said: {error}"
         ) from error
+
+
+def targets(f: ModelFunction, params: Params, x: Any, y: Any) -> None:
+    """Require that `y` has the shape of `f(params, x)`."""
+    out = outputs(f, params, x)
     if jax.tree.structure(out) != jax.tree.structure(y):
         raise ValueError(
             f"`y` must have the structure of f(params, x), {jax.tree.structure(out)}, "

@@ -8,8 +8,12 @@ differential equation) from 0 towards -r0 / mu, r0 = f0 - y and mu = lambda + ri
 
 with g(t) = (1 - c mu)^t for descent, c = 2 eta / (N K), exp(-c mu t) for the flow, c = 2 / (N K).
 S is computed without cancellation, and has the limit of the formula at mu = 0.
+
+What rounding explains of Theta, eigenvalues below N K eps lambda_max, is 0. A ridge below that
+cannot be told from rounding: mu is 0 where lambda is.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +25,9 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.kernels import matrix
+from lazyjax.norms import norm, scale_of, widened
+
+_dot = partial(jnp.matmul, precision="highest")
 
 
 def _power_gap(p: jax.Array, t: jax.Array) -> jax.Array:
@@ -93,7 +100,8 @@ def _flow_gap(q: jax.Array, t: jax.Array) -> jax.Array:
 def _in_eigenbasis(run: "Dynamics", t: jax.Array) -> jax.Array:
     """Compute the coefficients (*t.shape, M, columns) in the eigenbasis."""
     t = t.astype(run.f0.dtype)[..., None]
-    q = run.rate * (run.eigenvalues + run.ridge)
+    nothing = (run.eigenvalues == 0) & (run.ridge < run.noise)
+    q = run.rate * jnp.where(nothing, 0, run.eigenvalues + run.ridge)
     shape = (*t.shape[:-1], *q.shape)
     q, endless = jnp.broadcast_to(q, shape), jnp.broadcast_to(jnp.isinf(t), shape)
     finite = jnp.where(endless, 1, jnp.broadcast_to(t, shape))
@@ -115,6 +123,7 @@ def _in_eigenbasis(run: "Dynamics", t: jax.Array) -> jax.Array:
         "rate",
         "momentum",
         "ridge",
+        "noise",
         "largest",
     ],
     meta_fields=["continuous", "shared"],
@@ -136,6 +145,8 @@ class Dynamics:
     rate : ()
         c, 2 eta / (N K) for descent and 2 / (N K) for the flow.
     momentum, ridge : ()
+    noise : ()
+        N K eps lambda_max; a ridge below it is none where the eigenvalue is 0.
     largest : ()
         Largest stable value of rate (lambda_max + ridge).
     continuous : bool
@@ -151,6 +162,7 @@ class Dynamics:
     rate: jax.Array
     momentum: jax.Array
     ridge: jax.Array
+    noise: jax.Array
     largest: jax.Array
     continuous: bool
     shared: bool
@@ -158,6 +170,10 @@ class Dynamics:
     def _solve(self, t: Any) -> jax.Array:
         self._check_time(t)
         return _in_eigenbasis(self, jnp.asarray(t))
+
+    def _seen(self, t: Any) -> jax.Array:
+        """Give what outputs see of the coefficients, nothing where the eigenvalue is 0."""
+        return jnp.where(self.eigenvalues[:, None] == 0, 0, self._solve(t))
 
     def _check_time(self, t: Any) -> None:
         if not checks.is_known((t, self.rate, self.eigenvalues)):
@@ -204,10 +220,10 @@ class Dynamics:
 
         Notes
         -----
-        In a direction of eigenvalue 0 (without ridge) the coefficient grows as t, or as
-        t / (1 - momentum), as in training; at t = infinity it is 0.
+        In a direction of eigenvalue 0, with no ridge or one below the kernel's rounding, the
+        coefficient grows as t, or as t / (1 - momentum), as in training; at t = infinity it is 0.
         """
-        return self._out(self.eigenvectors @ self._solve(t), self.f0.shape[0])
+        return self._out(_dot(self.eigenvectors, self._solve(t)), self.f0.shape[0])
 
     def train(self, t: Any) -> jax.Array:
         """Compute the outputs on the training points, f0 + Theta a(t).
@@ -226,7 +242,7 @@ class Dynamics:
         ValueError
             As `coefficients`.
         """
-        moved = (self.eigenvectors * self.eigenvalues[None]) @ self._solve(t)
+        moved = _dot(self.eigenvectors * self.eigenvalues[None], self._seen(t))
         moved = self._out(moved, self.f0.shape[0])
         return jnp.broadcast_to(self.f0, moved.shape) + moved
 
@@ -249,7 +265,13 @@ class Dynamics:
         ------
         ValueError
             As `coefficients`, or if a shape does not fit.
+
+        Notes
+        -----
+        Where Theta v = 0, Theta_test,train v is 0 too, and counts as that: its rounding is not
+        multiplied by what may be a large coefficient.
         """
+        kernel_test_train, f0_test = widened((kernel_test_train, f0_test))
         points, out = f0_test.shape[0], self.f0.shape[1:]
         n = self.f0.shape[0]
         if f0_test.shape[1:] != out:
@@ -264,8 +286,20 @@ class Dynamics:
                 "Use ntk(f, params0, x_test, x_train), reduced as the training kernel."
             )
         square = matrix(kernel_test_train)
-        moved = self._out(square @ (self.eigenvectors @ self._solve(t)), points)
+        moved = self._out(_dot(square, _dot(self.eigenvectors, self._seen(t))), points)
         return jnp.broadcast_to(f0_test, moved.shape) + moved
+
+
+def warn_of_rounding(ridge: Any, noise: Any, *, stacklevel: int) -> None:
+    """Warn where a ridge is below the rounding of a kernel that is singular to rounding."""
+    if 0 < float(ridge) < float(noise):
+        warnings.warn(
+            f"`ridge` is {float(ridge):.1e}, below the rounding of the kernel, N K eps lambda_max "
+            f"= {float(noise):.1e}: directions without an eigenvalue above that are taken as "
+            "without ridge, and stay at f0. Use a larger ridge, or a kernel of more digits.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _make(
@@ -282,6 +316,8 @@ def _make(
     for name, value in (("kernel", kernel), ("y", y), ("f0", f0)):
         checks.floating(name, value)
         checks.finite(name, value)
+    rounding = float(jnp.finfo(kernel.dtype).eps) ** 0.5
+    kernel, y, f0 = (jnp.asarray(widened(a)) for a in (kernel, y, f0))
     if y.ndim < 1 or f0.shape != y.shape:
         column = f0.shape == (*y.shape, 1)
         cure = "Use y[:, None]." if column else "Pass f0 = f(params0, x) and its targets."
@@ -294,26 +330,30 @@ def _make(
         )
     square = matrix(kernel)
     if checks.is_known(square):
-        skew = float(jnp.linalg.norm(square - square.T))
-        tolerance = float(jnp.finfo(square.dtype).eps ** 0.5 * jnp.linalg.norm(square))
-        if skew > tolerance:
+        skew = float(norm(square - square.T))
+        if skew > rounding * float(norm(square)):
             raise ValueError(
                 f"`kernel` must be symmetric, got norm(K - K^T) = {skew:.1e}. Compute it with "
                 "ntk(f, params0, x), x2=None, in full precision."
             )
-    values, vectors = jnp.linalg.eigh(square)
+    scale = scale_of(square)
+    values, vectors = jnp.linalg.eigh(square / scale)
+    values = scale * values
     noise = y.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
     ridge = jnp.asarray(ridge, values.dtype)
-    values = jnp.where((ridge == 0) & (jnp.abs(values) < noise), 0, values)
+    values = jnp.where(jnp.abs(values) < noise, 0, values)
+    if checks.is_known((values, ridge)) and bool(jnp.any(values == 0)):
+        warn_of_rounding(ridge, noise, stacklevel=4)
     momentum = jnp.asarray(momentum, values.dtype)
     return Dynamics(
         eigenvalues=values,
         eigenvectors=vectors,
-        residual=vectors.T @ (f0 - y).reshape(square.shape[0], -1),
+        residual=_dot(vectors.T, (f0 - y).reshape(square.shape[0], -1)),
         f0=f0,
         rate=jnp.asarray(2 * eta / y.size, values.dtype),
         momentum=momentum,
         ridge=ridge,
+        noise=noise,
         largest=2 * (1 + momentum),
         continuous=continuous,
         shared=kernel.ndim == 2,
@@ -364,11 +404,17 @@ def gradient_descent(
         If shapes do not fit, a value is not finite, the kernel is not symmetric, the learning rate
         is not positive, momentum is outside [0, 1), or the ridge is negative.
 
+    Warns
+    -----
+    UserWarning
+        If the kernel is singular to rounding and the ridge, not 0, below N K eps lambda_max.
+
     Notes
     -----
-    O((N K)^3) once, then O((N K)^2) a time. Without ridge, eigenvalues of absolute value below
-    N K eps lambda_max are exactly 0: such a direction grows as its limit says, and stays where it
-    is at t = infinity. With ridge nothing is dropped, and the limit is
+    O((N K)^3) once, then O((N K)^2) a time; in float32 at least. Eigenvalues of absolute value
+    below N K eps lambda_max are rounding and exactly 0. Without a ridge, or with one below that,
+    the coefficient of such a direction grows as its limit says, and is 0 at t = infinity; its
+    outputs stay at f0, on test points too. With a larger ridge the limit is
     f0 + Theta_test,train (Theta + ridge I)^-1 (y - f0).
 
     References
@@ -415,6 +461,11 @@ def gradient_flow(
     ValueError
         If shapes do not fit, a value is not finite, the kernel is not symmetric, or the ridge is
         negative.
+
+    Warns
+    -----
+    UserWarning
+        As `gradient_descent`.
 
     References
     ----------

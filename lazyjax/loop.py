@@ -17,9 +17,11 @@ import optax
 from lazyjax import checks
 from lazyjax.data import batch_indices
 from lazyjax.kernels.layouts import plain_convolutions
+from lazyjax.norms import norm, scale_of, widened
 from lazyjax.types import Dataset, Loss, ModelFunction, Params
 
 NEVER = np.iinfo(np.int32).max  # `diverged_at` of a run that has not
+_MEMBERS = "members of the ensemble"
 
 
 class Plan(NamedTuple):
@@ -51,12 +53,23 @@ class Records(NamedTuple):
     """What a chunk leaves behind, rows over its steps (or its grid points, for `params`)."""
 
     loss: Any
-    squared_movement: Any  # a column a leaf
+    movement: Any  # norm(w - w0), a column a leaf
     params: Any
 
 
 def objective(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> jax.Array:
-    return jnp.mean(loss(f(params, data.x), data.y))
+    """Compute the mean loss, in float32 at least: a squared error of 300 is not inf in float16."""
+    return jnp.mean(widened(loss(widened(f(params, data.x)), data.y)))
+
+
+def _inner(rows: jax.Array) -> tuple[int, ...]:
+    return tuple(range(1, rows.ndim))
+
+
+def _norms(rows: jax.Array) -> jax.Array:
+    """Compute the norm of each row, at any size; a pass more than the sum of squares."""
+    scale = scale_of(rows, _inner(rows))
+    return scale.reshape(-1) * jnp.sqrt(jnp.sum(jnp.square(rows / scale), _inner(rows)))
 
 
 def _run_chunk(
@@ -77,7 +90,12 @@ def _run_chunk(
     `grid` (capacity,) holds the steps to record, counted from `start`, and `bounds` (blocks + 1,)
     where in it the points of each block begin.
     """
-    leaves0 = jax.tree.leaves(params0)
+    leaves0 = jax.tree.leaves(widened(params0))
+    # movements are summed in units of the leaf, or of all where it is zero: squares keep in range
+    everything = scale_of(norm(leaves0))
+    units = [
+        jnp.where(jnp.any(w0 != 0), scale_of(w0), everything.astype(w0.dtype)) for w0 in leaves0
+    ]
     n = checks.batch("x", data.x)
 
     @plain_convolutions  # which are ten times faster inside a loop
@@ -90,6 +108,14 @@ def _run_chunk(
         value, gradient = derivative((params, batch))
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), (value, params)
+
+    def out_of_range(squared: list[jax.Array]) -> jax.Array:  # in any row, leaf or member
+        lost = jnp.zeros((), bool)
+        for s in squared:
+            small = (s > 0) & (s < jnp.finfo(s.dtype).tiny * 2.0**40)
+            lost |= jnp.any(jnp.isinf(s) | small)
+        # one answer for all members, so that `vmap` keeps the condition
+        return lost if plan.members is None else jax.lax.psum(lost.astype(int), _MEMBERS) > 0
 
     def block(carry: Any, xs: Any) -> Any:
         state, recorded = carry
@@ -106,13 +132,23 @@ def _run_chunk(
             unroll=plan.unroll,
         )
 
-        squared, finite = [], jnp.isfinite(value)
-        for row, w0 in zip(jax.tree.leaves(rows), leaves0, strict=True):
-            axes = tuple(range(1, row.ndim))
+        squared = [
             # 0 * row makes the sum NaN where a weight is not finite, and inf alone is an overflow
             # of the square: one pass tells both
-            squared.append(jnp.sum(jnp.square(row - w0[None]) + 0 * row, axes))
-            finite &= ~jnp.isnan(squared[-1])
+            jnp.sum(jnp.square((widened(row) - w0[None]) * (1 / unit)) + 0 * row, _inner(row))
+            for row, w0, unit in zip(jax.tree.leaves(rows), leaves0, units, strict=True)
+        ]
+        finite = jnp.isfinite(value)
+        for s in squared:
+            finite &= ~jnp.isnan(s)
+        movement = jax.lax.cond(
+            out_of_range(squared),
+            lambda: [
+                _norms(widened(r) - w[None])
+                for r, w in zip(jax.tree.leaves(rows), leaves0, strict=True)
+            ],
+            lambda: [unit * jnp.sqrt(s) for unit, s in zip(units, squared, strict=True)],
+        )
         here = jnp.where(jnp.all(finite), NEVER, begin + jnp.argmin(finite).astype(jnp.int32))
         diverged_at = jnp.minimum(state.diverged_at, here)
 
@@ -136,15 +172,15 @@ def _run_chunk(
         recorded = jax.lax.fori_loop(first, last, record, recorded)
         last_finite = at(jnp.asarray(plan.block - 1, jnp.int32))
         state = State(params, optimizer_state, last_finite, diverged_at)
-        return (state, recorded), (value, jnp.stack(squared, -1))
+        return (state, recorded), (value, jnp.stack(movement, -1))
 
     recorded = jax.tree.map(lambda w: jnp.zeros((plan.capacity, *w.shape), w.dtype), params0)
     numbers = jnp.arange(plan.blocks, dtype=jnp.int32)
-    (state, recorded), (value, squared) = jax.lax.scan(
+    (state, recorded), (value, movement) = jax.lax.scan(
         block, (state, recorded), (numbers, bounds[:-1], bounds[1:])
     )
-    value, squared = value.reshape(-1), squared.reshape(-1, len(leaves0))
-    return state, Records(value, squared, recorded)
+    value, movement = value.reshape(-1), movement.reshape(-1, len(leaves0))
+    return state, Records(value, movement, recorded)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnames=("state",))
@@ -162,7 +198,7 @@ def run_chunk(
     run = partial(_run_chunk, optimizer, plan)
     if plan.members is not None:
         axes = (0, 0, 0, plan.data_axis, 0, 0, None, None, None)
-        run = jax.vmap(run, in_axes=axes, axis_size=plan.members)
+        run = jax.vmap(run, in_axes=axes, axis_size=plan.members, axis_name=_MEMBERS)
     return run(f, loss, params0, data, key, state, *where)
 
 
@@ -178,9 +214,19 @@ def start(optimizer: optax.GradientTransformation, members: int | None, params: 
     return (one if members is None else jax.vmap(one))(params)
 
 
+def _on_all_data(plan: Plan, function: Any) -> Any:
+    """Give a function of (f, loss, params, data) for each member, or as it is for one run."""
+    if plan.members is None:
+        return function
+    return jax.vmap(function, (0, 0, 0, plan.data_axis), axis_size=plan.members)
+
+
 @partial(jax.jit, static_argnums=0)
 def data_loss(plan: Plan, f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> jax.Array:
     """Compute the loss on all data."""
-    if plan.members is None:
-        return objective(f, loss, params, data)
-    return jax.vmap(objective, (0, 0, 0, plan.data_axis))(f, loss, params, data)
+    return _on_all_data(plan, objective)(f, loss, params, data)
+
+
+def data_gradient(plan: Plan, *arguments: Any) -> Params:
+    """Compute the gradient of the loss on all data by the parameters."""
+    return _on_all_data(plan, jax.grad(objective, argnums=2))(*arguments)

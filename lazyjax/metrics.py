@@ -6,13 +6,39 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 
 from lazyjax import checks
 from lazyjax.derivatives import jvp
 from lazyjax.kernels import matrix
+from lazyjax.norms import norm, scale_of, widened
 from lazyjax.types import ModelFunction, Params, leaf_names
+
+
+def _floats(tree: Any) -> Any:
+    """Give real floats of float32 at least: of integers, and of both parts of complex numbers."""
+
+    def real(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        if jnp.iscomplexobj(leaf):
+            return jnp.stack([leaf.real, leaf.imag], axis=-1)
+        return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(float)
+
+    return widened(jax.tree.map(real, tree))
+
+
+_START = "Measure from weights that are not all zero."
+
+
+def _difference(tree: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.subtract, tree, other)
+
+
+def _not_zero(name: str, size: jax.Array, cure: str) -> jax.Array:
+    """Require a norm above 0, where it is known: it is divided by."""
+    if checks.is_known(size) and size == 0:
+        raise ValueError(f"`{name}` must not be zero, got zeros only. {cure}")
+    return size
 
 
 def relative_weight_movement(params: Params, params0: Params) -> jax.Array:
@@ -30,10 +56,12 @@ def relative_weight_movement(params: Params, params0: Params) -> jax.Array:
     Raises
     ------
     ValueError
-        If the trees differ.
+        If the trees differ, or `params0` is zero.
     """
     checks.same_tree("params", params, params0, "params0")
-    return optax.tree.norm(optax.tree.sub(params, params0)) / optax.tree.norm(params0)
+    params, params0 = _floats((params, params0))
+    everything = _not_zero("params0", norm(params0), _START)
+    return norm(_difference(params, params0)) / everything
 
 
 def layer_movement(params: Params, params0: Params) -> dict[str, jax.Array]:
@@ -53,14 +81,15 @@ def layer_movement(params: Params, params0: Params) -> dict[str, jax.Array]:
     Raises
     ------
     ValueError
-        If the trees differ.
+        If the trees differ, or `params0` is zero.
     """
     checks.same_tree("params", params, params0, "params0")
-    everything = optax.tree.norm(params0)
+    params, params0 = _floats((params, params0))
+    everything = _not_zero("params0", norm(params0), _START)
     movements = []
     for w, w0 in zip(jax.tree.leaves(params), jax.tree.leaves(params0), strict=True):
-        own = jnp.linalg.norm(jnp.ravel(w0))
-        movements.append(jnp.linalg.norm(jnp.ravel(w - w0)) / jnp.where(own > 0, own, everything))
+        own = norm(w0)
+        movements.append(norm(w - w0) / jnp.where(own > 0, own, everything))
     return dict(zip(leaf_names(params0), movements, strict=True))
 
 
@@ -79,15 +108,17 @@ def step_sizes(params: Params) -> jax.Array:
     Raises
     ------
     ValueError
-        If the leaves have no common first axis of 2 or more.
+        If the leaves have no common first axis of 2 or more, or the weights after a step are zero.
     """
     if checks.batch("params", params) < 2:
         raise ValueError(
             "`params` must hold the weights of at least 2 steps, got 1. Record more steps."
         )
-    after = jax.tree.map(lambda w: w[1:], params)
+    params = _floats(params)
+    after = jax.vmap(norm)(jax.tree.map(lambda w: w[1:], params))
+    _not_zero("params", jnp.min(after), "Leave out the steps at which all weights are zero.")
     steps = jax.tree.map(lambda w: w[1:] - w[:-1], params)
-    return jax.vmap(optax.tree.norm)(steps) / jax.vmap(optax.tree.norm)(after)
+    return jax.vmap(norm)(steps) / after
 
 
 def _same_shape(name: str, array: Any, other_name: str, other: Any) -> None:
@@ -112,16 +143,41 @@ def relative_kernel_change(kernel: jax.Array, kernel0: jax.Array) -> jax.Array:
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes differ, or `kernel0` is zero.
     """
     _same_shape("kernel", kernel, "kernel0", kernel0)
-    return jnp.linalg.norm(jnp.ravel(kernel - kernel0)) / jnp.linalg.norm(jnp.ravel(kernel0))
+    kernel, kernel0 = _floats((kernel, kernel0))
+    size = _not_zero("kernel0", norm(kernel0), "Compare with a kernel that is not zero.")
+    return norm(kernel - kernel0) / size
 
 
 def _centered(kernel: jax.Array) -> jax.Array:
-    """Subtract the means of rows and columns, H K H with H = I - 1 1^T / M."""
-    rows = kernel - jnp.mean(kernel, axis=0, keepdims=True)
+    """Subtract the means of rows and columns, H K H with H = I - 1 1^T / M.
+
+    The first row and column go before, which changes nothing but the rounding: what is constant
+    leaves exactly zero.
+    """
+    rows = kernel - kernel[:1]
+    rows = rows - jnp.mean(rows, axis=0, keepdims=True)
+    rows = rows - rows[:, :1]
     return rows - jnp.mean(rows, axis=1, keepdims=True)
+
+
+def _unit(name: str, kernel: jax.Array, centered: bool) -> jax.Array:
+    """Divide a kernel by its Frobenius norm."""
+    kernel = _floats(kernel)
+    size = _not_zero(name, norm(kernel), "An alignment needs kernels and targets that are not.")
+    kernel = kernel / size
+    if not centered:
+        return kernel
+    kernel = _centered(kernel)
+    size = norm(kernel)
+    if checks.is_known(size) and size == 0:
+        raise ValueError(
+            f"`{name}` must not be constant over the points where it is centered, got zeros after "
+            "centering. Use centered=False."
+        )
+    return kernel / size
 
 
 def kernel_alignment(a: jax.Array, b: jax.Array, *, centered: bool = False) -> jax.Array:
@@ -141,7 +197,7 @@ def kernel_alignment(a: jax.Array, b: jax.Array, *, centered: bool = False) -> j
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes differ, or a kernel is zero, for `centered` after centering.
 
     References
     ----------
@@ -149,10 +205,7 @@ def kernel_alignment(a: jax.Array, b: jax.Array, *, centered: bool = False) -> j
     Cortes, Mohri, Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment".
     """
     _same_shape("a", a, "b", b)
-    a, b = matrix(a), matrix(b)
-    if centered:
-        a, b = _centered(a), _centered(b)
-    return jnp.sum(a * b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+    return jnp.sum(_unit("a", matrix(a), centered) * _unit("b", matrix(b), centered))
 
 
 def target_alignment(kernel: jax.Array, y: jax.Array, *, centered: bool = False) -> jax.Array:
@@ -173,7 +226,7 @@ def target_alignment(kernel: jax.Array, y: jax.Array, *, centered: bool = False)
     Raises
     ------
     ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, or the kernel or y y^T is zero, for `centered` after centering.
 
     References
     ----------
@@ -186,9 +239,11 @@ def target_alignment(kernel: jax.Array, y: jax.Array, *, centered: bool = False)
             f"`y` must be the targets of the points of `kernel`, {kernel.shape}, got {y.shape}. "
             "Compute both on the same points."
         )
+    columns = _floats(columns)
+    columns = columns / scale_of(columns)
     with jax.default_matmul_precision("highest"):
         target = columns @ columns.T
-    return kernel_alignment(square, target, centered=centered)
+    return jnp.sum(_unit("kernel", square, centered) * _unit("y", target, centered))
 
 
 def tangent_gap(prediction: jax.Array, prediction_tangent: jax.Array) -> jax.Array:
@@ -210,7 +265,9 @@ def tangent_gap(prediction: jax.Array, prediction_tangent: jax.Array) -> jax.Arr
         If the shapes differ.
     """
     _same_shape("prediction", prediction, "prediction_tangent", prediction_tangent)
-    return jnp.sqrt(jnp.mean(jnp.square(prediction - prediction_tangent)))
+    prediction, prediction_tangent = _floats((prediction, prediction_tangent))
+    difference = prediction - prediction_tangent
+    return norm(difference) / difference.size**0.5
 
 
 def pattern_change(
@@ -262,26 +319,34 @@ def _kappa(
     restarts: int,
     iterations: int,
 ) -> Kappa:
-    flat0, unravel = ravel_pytree(params0)
+    flat0, unravel = ravel_pytree(widened(params0))
+    value, target = (ravel_pytree(widened(tree))[0] for tree in (f(params0, x), y))
+    residual = norm(value - target)
+    # kappa is free of the units of weights and outputs: in these here both are of order 1, so that
+    # derivatives keep in range
+    unit_w, unit_h = scale_of(flat0), scale_of(residual)
+    flat0 = flat0 / unit_w
 
     def outputs(w: jax.Array) -> jax.Array:
-        return ravel_pytree(f(unravel(w), x))[0]
+        leaves = jax.tree.map(lambda new, w0: new.astype(w0.dtype), unravel(unit_w * w), params0)
+        return ravel_pytree(widened(f(leaves, x)))[0] / unit_h
 
     def directional(w: jax.Array, u: jax.Array) -> jax.Array:  # J(w) u
         return jvp(outputs, w, u)[1]
 
     h0 = outputs(flat0)
     jacobian = jax.vmap(jax.vjp(outputs, flat0)[1])(jnp.eye(h0.size, dtype=h0.dtype))[0]
-    first = jnp.sqrt(jnp.linalg.eigvalsh(jacobian @ jacobian.T)[-1])
-    residual = jnp.linalg.norm(h0 - ravel_pytree(y)[0])
+    unit_j = scale_of(jacobian)
+    jacobian = jacobian / unit_j
+    first = unit_j * jnp.sqrt(jnp.linalg.eigvalsh(jacobian @ jacobian.T)[-1])
 
     def second(u: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array]]]:
         """Give u -> D2h(u, .) as the pullback of w -> J(w) u."""
         return jax.vjp(lambda w: directional(w, u), flat0)
 
     def unit(v: jax.Array) -> jax.Array:
-        norm = jnp.linalg.norm(v)
-        return v / jnp.where(norm > 0, norm, 1)
+        length = norm(v)
+        return v / jnp.where(length > 0, length, 1)
 
     def climb(key: jax.Array) -> jax.Array:
         """Alternate over z, u, v in max <z, D2h(u, v)>: each step raises it."""
@@ -297,15 +362,16 @@ def _kappa(
             unit(jax.random.normal(k, flat0.shape, flat0.dtype)) for k in jax.random.split(key)
         )
         (u, v), _ = jax.lax.scan(step, start, length=iterations)
-        return jnp.linalg.norm(jvp(lambda w: directional(w, u), flat0, v)[1])
+        return norm(jvp(lambda w: directional(w, u), flat0, v)[1])
 
     second_lower = jnp.max(jax.lax.map(climb, jax.random.split(key, restarts)))
+    unit_s = scale_of(second_lower)
 
     def gram(p: jax.Array) -> jax.Array:
         """Compute B B^T with B = D2h(e_p, .), (N K, P)."""
         basis = jax.nn.one_hot(p, flat0.size, dtype=flat0.dtype)
         _, pullback = second(basis)
-        b = jax.vmap(lambda z: pullback(z)[0])(jnp.eye(h0.size, dtype=h0.dtype))
+        b = jax.vmap(lambda z: pullback(z)[0])(jnp.eye(h0.size, dtype=h0.dtype)) / unit_s
         return b @ b.T
 
     def add(total: jax.Array, p: jax.Array) -> tuple[jax.Array, None]:
@@ -313,10 +379,19 @@ def _kappa(
 
     zero = jnp.zeros((h0.size, h0.size), h0.dtype)
     total, _ = jax.lax.scan(add, zero, jnp.arange(flat0.size))
-    second_upper = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(total)[-1], 0.0))
-    scale = residual / jnp.square(first)
+    second_upper = unit_s * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(total)[-1], 0.0))
+    scale = residual / unit_h / first
+
+    def in_units(second: jax.Array) -> jax.Array:
+        return second / unit_w * unit_h / unit_w
+
     return Kappa(
-        scale * second_lower, scale * second_upper, residual, first, second_lower, second_upper
+        scale * (second_lower / first),
+        scale * (second_upper / first),
+        residual,
+        first / unit_w * unit_h,
+        in_units(second_lower),
+        in_units(second_upper),
     )
 
 
@@ -366,6 +441,9 @@ def kappa(
     The tensor norm is hard to compute. From below it is what a local search finds; from above it is
     the largest singular value of the flattening N K x P^2, exact, from P products of N K x P
     matrices: O(P) backward passes for all outputs, memory N K P.
+
+    The bounds hold at any size of weights and outputs; the norms, in their units, may leave the
+    range of the dtype. Sums are taken in float32 at least.
 
     References
     ----------

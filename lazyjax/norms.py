@@ -4,6 +4,7 @@ Squares of half precision and of very large or small numbers leave the range of 
 of two is divided out before they are taken, which costs no digit.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,6 +52,34 @@ def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:
     return _power_of_two(jnp.max(jnp.abs(array), axis, keepdims=axis is not None, initial=0.0))
 
 
+def _common_scale(tree: Any) -> jax.Array:
+    """Give the power of two below the largest magnitude of all entries of a tree."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
+    largest = [jnp.max(jnp.abs(leaf)) for leaf in leaves] or [jnp.zeros((), jnp.float32)]
+    return _power_of_two(jnp.max(jnp.stack(largest)))
+
+
+def scaled(function: Callable[[Any], Any], x: Any) -> Any:
+    """Apply a linear function to x over a power of two, which its result is multiplied by.
+
+    Inside it may go through half precision, whose range is small.
+
+    Parameters
+    ----------
+    function : callable
+        Linear, from a pytree of floats to another.
+    x : pytree
+
+    Returns
+    -------
+    pytree
+        `function(x)`.
+    """
+    scale = _common_scale(x)
+    y = function(jax.tree.map(lambda a: a / scale.astype(a.dtype), x))
+    return jax.tree.map(lambda b: b * scale.astype(b.dtype), y)
+
+
 def norm(tree: Any) -> jax.Array:
     """Compute the root of the sum of squares of all entries of a tree.
 
@@ -63,8 +92,6 @@ def norm(tree: Any) -> jax.Array:
     () array
         In float32 at least.
     """
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(widened(tree)) if jnp.size(leaf)]
-    if not leaves:
-        return jnp.zeros((), jnp.float32)
-    scale = _power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves])))
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(widened(tree))]
+    scale = _common_scale(leaves)
     return scale * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / scale)) for leaf in leaves))

@@ -16,14 +16,18 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
-from lazyjax.dynamics import Dynamics
+from lazyjax.dynamics import Dynamics, warn_of_rounding
+from lazyjax.kernels.batches import check_examples
 from lazyjax.kernels.layouts import plain_convolutions
-from lazyjax.operators import KernelOperator, NotConverged, solve
+from lazyjax.norms import norm, scale_of, widened
+from lazyjax.operators import KernelOperator, NotConverged, Nystrom, solve
 from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
 from lazyjax.operators.lanczos import lanczos
+from lazyjax.operators.solves import symmetric
 from lazyjax.types import ModelFunction, Params
 
 _FIRST_DEPTH = 16
+_FEW = 4  # steps of Lanczos that tell the order of the largest eigenvalue
 
 
 class Regression(NamedTuple):
@@ -37,7 +41,8 @@ class Regression(NamedTuple):
         f(t) - f0 on the training points, Theta a(t).
     error : float
         What is missing, as the root of the mean square over that of f0 - y: of the equation at
-        t = infinity, by how much the fit changed when the Krylov space was last doubled before it.
+        t = infinity; before that, and where the ridge is below the kernel's rounding, by how much
+        the fit changed when the Krylov space was last doubled.
     products : int
         Products with the kernel that it took, a block of vectors counted once.
     """
@@ -60,6 +65,11 @@ def _columns(A: KernelOperator, y: jax.Array) -> jax.Array:
     )
 
 
+def _rounding(y: jax.Array, A: KernelOperator, values: jax.Array) -> jax.Array:
+    """Compute N K eps lambda_max of the kernel, from Ritz values of A."""
+    return y.size * jnp.finfo(A.dtype).eps * jnp.max(jnp.abs(values - A.shift))
+
+
 @partial(jax.jit, static_argnames=("depth", "continuous"))
 def _trained(
     A: KernelOperator,
@@ -70,21 +80,28 @@ def _trained(
     *,
     depth: int,
     continuous: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Compute coefficients and fit (T, n, B) in Krylov spaces of the residual (n, B)."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Compute coefficients and fit (T, n, B) in Krylov spaces of the residual (n, B).
+
+    And N K eps lambda_max, and whether it explains a Ritz value.
+    """
     found = lanczos(A, residual.T, depth=depth)
-    values, inner = jnp.linalg.eigh(found.matrix)
+    values, inner = found.eigh()
+    noise = _rounding(residual, A, values)
+    values = jnp.where(jnp.abs(values - A.shift) < noise, 0, values - A.shift)
 
     def column(vectors: jax.Array, values: jax.Array, inner: jax.Array, r0: jax.Array) -> Any:
-        ritz = vectors.T @ inner
+        unseen = (values == 0)[None] & (A.shift < noise)  # J^T a has nothing of it: see the Notes
+        ritz = jnp.matmul(vectors.T, inner, precision="highest")
         run = Dynamics(
-            eigenvalues=values - A.shift,
+            eigenvalues=values,
             eigenvectors=ritz,
-            residual=inner[:1].T * jnp.linalg.norm(r0),
+            residual=jnp.where(unseen, 0, inner[:1] * norm(r0)).T,
             f0=jnp.zeros_like(r0),
             rate=rate,
             momentum=momentum,
             ridge=A.shift,
+            noise=noise,
             largest=2 * (1 + momentum),
             continuous=continuous,
             shared=True,
@@ -92,7 +109,7 @@ def _trained(
         return run.coefficients(t), run.train(t)
 
     every = jax.vmap(column, out_axes=-1)
-    return every(found.vectors, values, inner, residual.T)
+    return *every(found.vectors, values, inner, residual.T), noise, jnp.any(values == 0)
 
 
 def _check_time(t: Any, learning_rate: Any, momentum: Any) -> np.ndarray:
@@ -115,7 +132,7 @@ def _check_time(t: Any, learning_rate: Any, momentum: Any) -> np.ndarray:
 def _check_stable(A: KernelOperator, residual: jax.Array, rate: float, momentum: float) -> None:
     """Refuse an infinite time above the critical learning rate, as the residual sees it."""
     found = lanczos(A, residual.T, depth=min(_FIRST_DEPTH, A.shape[0]))
-    times = rate * float(jnp.max(jnp.linalg.eigvalsh(found.matrix))) / (2 * (1 + momentum))
+    times = rate * float(jnp.max(found.eigh()[0])) / (2 * (1 + momentum))
     if times > 1:
         raise ValueError(
             "`t` must be finite above the critical learning rate, where gradient descent diverges, "
@@ -123,21 +140,37 @@ def _check_stable(A: KernelOperator, residual: jax.Array, rate: float, momentum:
         )
 
 
+def _below_rounding(
+    A: KernelOperator, residual: jax.Array, preconditioner: Any
+) -> tuple[bool, int]:
+    """Tell whether the ridge is below N K eps lambda_max, and the products that this took."""
+    if not A.shift > 0:
+        return True, 0
+    if isinstance(preconditioner, Nystrom):  # P is nowhere above A, and nearly there at its top
+        return bool(A.shift < _rounding(residual, A, preconditioner.values[-1] + A.shift)), 0
+    steps = min(_FEW, A.shape[0])
+    values, _ = lanczos(A, residual.T, depth=steps).eigh()
+    return bool(A.shift < _rounding(residual, A, values)), steps
+
+
 def _in_growing_spaces(
-    run: Callable[..., tuple[jax.Array, jax.Array]], norm: float, tolerance: float, most: int
-) -> tuple[jax.Array, jax.Array, float, int]:
-    """Double the depth until the fit stays; give coefficients, fit, its change and the products."""
+    run: Callable[..., tuple[jax.Array, ...]], size: float, tolerance: float, most: int
+) -> tuple[jax.Array, jax.Array, float, int, tuple[jax.Array, ...]]:
+    """Double the depth until the fit stays.
+
+    Give coefficients, fit, its change, the products, and what else there is.
+    """
     depth, taken, before, error = 1, 0, None, np.inf
     while True:
         depth = min(most, max(_FIRST_DEPTH, 2 * depth))
-        coefficients, fit = run(depth=depth)
+        coefficients, fit, *others = run(depth=depth)
         taken += depth
         if before is not None:
-            error = float(jnp.max(jnp.linalg.norm(fit - before, axis=(1, 2)))) / max(norm, 1e-300)
+            error = float(jnp.max(jax.vmap(norm)(fit - before))) / size if size else 0.0
         if depth == fit.shape[1]:  # the whole space
-            return coefficients, fit, 0.0, taken
+            return coefficients, fit, 0.0, taken, tuple(others)
         if error <= tolerance:
-            return coefficients, fit, error, taken
+            return coefficients, fit, error, taken, tuple(others)
         if depth == most:
             raise NotConverged(
                 f"The trained model changed by {error:.1e} of f0 - y when the Krylov space was "
@@ -164,6 +197,8 @@ def kernel_regression(
 
     a(infinity) = (Theta + ridge I)^-1 (y - f0);  a(t) = -S(t, Theta) (f0 - y), as in `dynamics`
 
+    As there, what rounding explains of the kernel is 0.
+
     Parameters
     ----------
     A : KernelOperator
@@ -182,7 +217,8 @@ def kernel_regression(
     products : int
         With the kernel, at most, for each kind of t.
     preconditioner : optional
-        For t = infinity, from `nystrom`.
+        For t = infinity, from `nystrom`. Where the ridge is below the kernel's rounding there is no
+        use for it.
 
     Returns
     -------
@@ -193,16 +229,27 @@ def kernel_regression(
     TypeError
         If A is no operator, or y or f0 hold no floats.
     ValueError
-        If shapes do not fit or a value is not finite; if t is negative, or no whole step of
-        gradient descent; if t is finite and the learning rate above twice the critical one, or t is
-        infinite and it is above the critical one.
+        If A is not symmetric and positive semi-definite, shapes do not fit or a value is not
+        finite; if t is negative, or no whole step of gradient descent; if t is finite and the
+        learning rate above twice the critical one, or t is infinite and it is above the critical
+        one.
     NotConverged
         If the tolerance was not reached with so many products.
 
+    Warns
+    -----
+    UserWarning
+        If the kernel is singular to rounding and the ridge, not 0, below N K eps lambda_max.
+
     Notes
     -----
-    Finite times share one Krylov space, of which N K numbers a product are kept. It needs about as
-    many products as the root of the largest c (lambda + ridge) t (`dynamics` has c), or as
+    t = infinity is a linear system, but for a ridge (or none) below N K eps lambda_max, which takes
+    four products to tell, or a preconditioner: conjugate gradients would divide rounding by it.
+    Such a t and finite times share one Krylov space, of which N K numbers a product are kept, and
+    whose Ritz values below N K eps lambda_max are 0, as the eigenvalues in `dynamics`. With such a
+    ridge or none, nothing of the coefficients is in their directions at any time: J^T a would have
+    nothing of it, and growing as t it would drown the rest in its rounding. The space needs about
+    as many products as the root of the largest c (lambda + ridge) t (`dynamics` has c), or as
     conjugate gradients where that is less. In parameter space the same training is `train` of
     `linearize(f, params0)` with `optax.sgd`.
 
@@ -218,9 +265,10 @@ def kernel_regression(
     >>> kernel_regression(A, jnp.ones((2, 1)), jnp.zeros((2, 1))).fit[:, 0].tolist()
     [0.5, 0.5]
     """
+    symmetric(A)
     checks.floating("y", y)
     checks.floating("f0", f0)
-    y, f0 = jnp.asarray(y), jnp.asarray(f0)
+    y, f0 = jnp.asarray(widened(y)), jnp.asarray(widened(f0))
     if f0.shape != y.shape or not y.ndim:
         raise ValueError(
             f"`y` must have the shape of `f0`, {f0.shape}, got {y.shape}. "
@@ -233,6 +281,8 @@ def kernel_regression(
     within = float(jnp.finfo(A.dtype).eps) ** 0.5 if tolerance is None else tolerance
     checks.positive("tolerance", within)
     residual = _columns(A, f0 - y).astype(A.dtype)
+    order = scale_of(residual, 0)  # each output in its own
+    residual = residual / order
     rate = 2 * (learning_rate or 1.0) / y.size
     if learning_rate is not None and np.any(np.isinf(t)):
         _check_stable(A, residual, rate, momentum)
@@ -240,31 +290,37 @@ def kernel_regression(
     flat = t.reshape(-1)
     coefficients = np.zeros((len(flat), *residual.shape), A.dtype)
     fit, errors, taken = coefficients.copy(), [0.0], 0
-    finite = np.isfinite(flat)
-    if np.any(~finite):
+    spaces = np.isfinite(flat)  # the times that Krylov spaces take
+    if not np.all(spaces):
+        singular, spent = _below_rounding(A, residual, preconditioner)
+        taken += spent
+        spaces = spaces | singular
+    if not np.all(spaces):
         solution = solve(
             A, -residual, tolerance=within, iterations=products, preconditioner=preconditioner
         )
-        coefficients[~finite] = solution.x
-        fit[~finite] = -residual - A.shift * solution.x  # Theta a, as (Theta + shift) a = -residual
+        coefficients[~spaces] = solution.x
+        fit[~spaces] = -residual - A.shift * solution.x  # Theta a, as (Theta + shift) a = -residual
         errors.append(float(jnp.max(solution.residuals[-1])))
         taken += solution.iterations
-    if np.any(finite):
-        run = partial(_trained, A, residual, jnp.asarray(flat[finite], A.dtype))
+    if np.any(spaces):
+        run = partial(_trained, A, residual, jnp.asarray(flat[spaces], A.dtype))
         settings = jnp.asarray(rate, A.dtype), jnp.asarray(momentum, A.dtype)
-        *found, error, spent = _in_growing_spaces(
+        *found, error, spent, (noise, dropped) = _in_growing_spaces(
             partial(run, *settings, continuous=learning_rate is None),
-            float(jnp.linalg.norm(residual)),
+            float(norm(residual)),
             within,
             min(products, A.shape[0]),
         )
-        coefficients[finite], fit[finite] = found
+        if dropped:
+            warn_of_rounding(A.shift, noise, stacklevel=3)
+        coefficients[spaces], fit[spaces] = found
         errors.append(error)
         taken += spent
     shape = (*t.shape, *y.shape)
     return Regression(
-        jnp.asarray(coefficients).reshape(shape),
-        jnp.asarray(fit).reshape(shape),
+        jnp.asarray(coefficients * np.asarray(order)).reshape(shape),
+        jnp.asarray(fit * np.asarray(order)).reshape(shape),
         max(errors),
         taken,
     )
@@ -312,7 +368,9 @@ def tangent_parameters(
         If `f` is not callable, `params0` or the coefficients hold no floats, or the batch size is
         no whole number.
     ValueError
-        If the coefficients do not have the shape of f(params0, x), or the batch size is below 1.
+        If the coefficients do not have the shape of f(params0, x), f has no single output array,
+        or the batch size is below 1; if examples see each other (batch normalisation in training
+        mode) and there are more than the batch size.
 
     Examples
     --------
@@ -325,13 +383,20 @@ def tangent_parameters(
     checks.floating("coefficients", coefficients)
     checks.whole("batch_size", batch_size, least=1)
     n = checks.batch("x", x)
-    (like,) = jax.tree.leaves(jax.eval_shape(f, params0, x))
+    outputs = jax.tree.leaves(jax.eval_shape(f, params0, x))
+    if len(outputs) != 1:
+        raise ValueError(
+            f"`f` must return one array, got {len(outputs)}. Choose one: lambda p, x: f(p, x)[0]."
+        )
+    (like,) = outputs
     if np.shape(coefficients) != like.shape:
         raise ValueError(
             f"`coefficients` must have the shape of f(params0, x), {like.shape}, got "
             f"{np.shape(coefficients)}. Pass those of one time, a[i]."
         )
     size = min(batch_size, n)
+    if size < n:  # in blocks; a whole batch is right for any model
+        check_examples(f, params0, x)
     missing = -n % size
 
     def pad(a: Any, mode: str) -> jax.Array:

@@ -129,34 +129,46 @@ def _recipe(plan: loop.Plan, chunk: Any, arguments: tuple[Any, ...]) -> str:
     return fingerprint(f"{plan} {text}", constants(jaxpr), arguments)
 
 
+def _norm(array: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """Compute norms in float32 at least, free of scale; on the host, where nothing compiles."""
+    array = np.abs(np.asarray(array, jnp.promote_types(array.dtype, jnp.float32)))
+    largest = np.max(array, axis, keepdims=True, initial=0)
+    largest = np.where((largest > 0) & np.isfinite(largest), largest, 1)
+    root = np.sqrt(np.sum(np.square(array / largest), axis))
+    return largest.reshape(root.shape) * root
+
+
+def _norms(plan: loop.Plan, params0: Params) -> np.ndarray:
+    """Give the norm of each leaf at w0, a column a leaf."""
+    first = 0 if plan.members is None else 1
+    return np.stack(
+        [_norm(np.asarray(w), tuple(range(first, np.ndim(w)))) for w in jax.tree.leaves(params0)],
+        axis=-1,
+    )
+
+
 def _history(
     plan: loop.Plan,
     params0: Params,
+    own0: np.ndarray,
     grid: np.ndarray,
     loss: np.ndarray,
-    squared: np.ndarray,
+    movement: np.ndarray,
     recorded: Params,
     diverged_at: np.ndarray,
 ) -> History:
-    """Turn squared movements into relative ones; blank the curves from the divergence on."""
+    """Turn movements into relative ones; blank the curves from the divergence on."""
     steps = loss.shape[-1] - 1
     late = np.arange(steps + 1) >= diverged_at[..., None]
     loss = np.where(late, np.nan, loss)
-    squared = np.where(late[..., None], np.nan, squared)
-    first = 0 if plan.members is None else 1
-    square0 = np.stack(
-        [
-            np.sum(np.square(np.asarray(w)), axis=tuple(range(first, np.ndim(w))))
-            for w in jax.tree.leaves(params0)
-        ],
-        axis=-1,
-    )
-    all0 = np.sum(square0, -1, keepdims=True)
-    borrowed = np.any(square0.reshape(-1, square0.shape[-1]) == 0, axis=0)
-    reference = np.where(borrowed, all0, square0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # all of w0 may be 0: movement inf
-        layers = np.sqrt(squared / reference[..., None, :])
-        whole = np.sqrt(np.sum(squared, -1) / all0)
+    movement = np.where(late[..., None], np.nan, movement)
+    all0 = _norm(own0, -1)[..., None]
+    borrowed = np.any(own0.reshape(-1, own0.shape[-1]) == 0, axis=0)
+    reference = np.where(borrowed, all0, own0)
+    with np.errstate(all="ignore"):  # all of w0 may be 0: movement inf
+        layers = movement / reference[..., None, :]
+        whole = np.divide(movement, all0[..., None], dtype=np.float64)  # where squares keep in range
+        whole = np.sqrt(np.sum(np.square(whole), -1)).astype(movement.dtype)
     names = leaf_names(params0)
     diverged = [int(t) if t <= steps else None for t in np.atleast_1d(diverged_at)]
     return History(
@@ -199,29 +211,51 @@ def _warn_of_divergence(
     )
 
 
-def _warn_of_rounding(f: ModelFunction, params: Params, history: History) -> None:
+def _warn_of_rounding(f: ModelFunction, params: Params, own0: np.ndarray, history: History) -> None:
     """Warn where the weights moved by so little that rounding has eaten into the movement."""
-    eps = min(float(jnp.finfo(w.dtype).eps) for w in jax.tree.leaves(params))
-    peak = np.nanmax(np.atleast_2d(history.weight_movement), axis=1)
+    own0 = np.atleast_2d(own0)
+    share = own0 / np.where(np.any(own0, -1), _norm(own0, -1), 1)[:, None]
+    eps = _norm(share * [float(jnp.finfo(w.dtype).eps) for w in jax.tree.leaves(params)], -1)
+    peak = np.max(np.nan_to_num(np.atleast_2d(history.weight_movement), posinf=np.inf), axis=1)
     limit = _ROUNDING * eps * np.sqrt(history.steps[-1])
     lost = (peak < limit) & (peak > 0)
     if not np.any(lost):
         return
+    worst = np.argmin(np.where(lost, peak, np.inf))
     alpha = output_scale(f)
-    worst = np.min(peak[lost])
     point = ""
     if alpha is not None:
         # the movement of a lazy model is proportional to 1 / alpha
         reach = (np.broadcast_to(np.asarray(alpha, float), peak.shape) * peak / limit)[lost]
         point = f", which this model reaches at alpha = {np.min(reach):.1e}"
+    cure = "float64: jax.config.update('jax_enable_x64', True), and make parameters and data anew"
+    if eps[worst] > jnp.finfo(jnp.float32).eps * 2:
+        cure = "float32: keep the parameters in it, and cast them to half precision inside f"
     warnings.warn(
-        f"the weights moved by {worst:.1e} of their norm. Over {history.steps[-1]} steps rounding "
-        f"(eps {eps:.1e}) takes over, at more than about 1 % of the outputs' change, below a "
-        f"movement of {limit:.1e}{point}. Train in float64: "
-        "jax.config.update('jax_enable_x64', True), and make parameters and data anew.",
+        f"the weights moved by {peak[worst]:.1e} of their norm. Over {history.steps[-1]} steps "
+        f"rounding (eps {eps[worst]:.1e}) takes over, at more than about 1 % of the outputs' "
+        f"change, below a movement of {limit[worst]:.1e}{point}. Train in {cure}.",
         UserWarning,
         stacklevel=4,
     )
+
+
+@contextlib.contextmanager
+def _with_gradient(plan: loop.Plan, *arguments: Any) -> Iterator[None]:
+    """Say of a chunk that cannot be traced that the model has no gradient, where it has none."""
+    try:
+        yield
+    except Exception:
+        try:
+            jax.eval_shape(partial(loop.data_gradient, plan), *arguments)
+        except Exception as error:
+            raise ValueError(
+                "`f` must have a derivative in reverse mode by its parameters, and has none; a "
+                "while loop, and a fori_loop of a number of turns that is not known, have none. "
+                "Use jax.lax.scan, or jax.lax.fori_loop with a known number of turns, or give f "
+                f"a jax.custom_vjp. Reverse mode said: {error}"
+            ) from error
+        raise
 
 
 def run(
@@ -266,9 +300,10 @@ def run(
 
     lead = () if members is None else (members,)
     state = loop.start(optimizer, members, params)
-    dtype = jnp.result_type(*leaves)
-    curve = np.full((*lead, steps + 1), np.nan, dtype)
-    squared = np.full((*lead, steps + 1, len(leaves)), np.nan, dtype)
+    curve = np.full(
+        (*lead, steps + 1), np.nan
+    )  # of the dtypes of the first chunk, once it is there
+    movement = np.full((*lead, steps + 1, len(leaves)), np.nan)
     recorded = jax.tree.map(
         lambda w: np.zeros((*lead, len(grid), *w.shape[len(lead) :]), w.dtype), params
     )
@@ -282,19 +317,20 @@ def run(
 
     recipe = ""
     if checkpoint is not None:
-        recipe = "checkpoint of the training run " + _recipe(
-            plan,
-            partial(loop.run_chunk, optimizer, plan),
-            (f, loss, params, data, keys, state, *where(0)),
-        )
+        with _with_gradient(plan, f, loss, params, data):
+            recipe = "checkpoint of the training run " + _recipe(
+                plan,
+                partial(loop.run_chunk, optimizer, plan),
+                (f, loss, params, data, keys, state, *where(0)),
+            )
         if Path(checkpoint).exists():
             if what_is(checkpoint) != recipe:
                 raise ValueError(
                     f"`checkpoint` must be of this very run, got {checkpoint}, of another model, "
                     "data, optimiser or setting. Name another file or delete this one."
                 )
-            like = (begin, state, curve, squared, recorded)
-            begin, state, curve, squared, recorded = load_tree(checkpoint, like, about=recipe)
+            like = (begin, state, curve, movement, recorded)
+            begin, state, curve, movement, recorded = load_tree(checkpoint, like, about=recipe)
 
     report = _listener.get() or (lambda done, total, label: None)
     at = (slice(None),) * len(lead)
@@ -307,22 +343,28 @@ def run(
             _put(recorded, new, (*at, points), (*at, slice(None)))
             report(steps, steps, label)
             break
-        state, records = loop.run_chunk(
-            optimizer, plan, f, loss, params, data, keys, state, *where(chunk)
-        )
+        with _with_gradient(plan, f, loss, params, data):
+            state, records = loop.run_chunk(
+                optimizer, plan, f, loss, params, data, keys, state, *where(chunk)
+            )
+        if chunk == 0:
+            curve = curve.astype(records.loss.dtype)
+            movement = movement.astype(records.movement.dtype)
         wanted = slice(rows.stop - rows.start)
         curve[(*at, rows)] = np.asarray(records.loss)[(*at, wanted)]
-        squared[(*at, rows)] = np.asarray(records.squared_movement)[(*at, wanted)]
+        movement[(*at, rows)] = np.asarray(records.movement)[(*at, wanted)]
         _put(recorded, records.params, (*at, points), (*at, slice(points.stop - points.start)))
         if checkpoint is not None:
-            save_tree(checkpoint, (chunk + 1, state, curve, squared, recorded), about=recipe)
+            save_tree(checkpoint, (chunk + 1, state, curve, movement, recorded), about=recipe)
         report(min((chunk + 1) * plan.chunk, steps), steps, label)
 
-    history = _history(plan, params, grid, curve, squared, recorded, np.asarray(state.diverged_at))
+    own0 = _norms(plan, params)
+    diverged_at = np.asarray(state.diverged_at)
+    history = _history(plan, params, own0, grid, curve, movement, recorded, diverged_at)
     if not full:
         history = replace(history, data_loss=_data_losses(plan, f, loss, data, history))
     _warn_of_divergence(f, params, data, history, data_axis)
-    _warn_of_rounding(f, params, history)
+    _warn_of_rounding(f, params, own0, history)
     return history
 
 

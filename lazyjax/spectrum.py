@@ -10,6 +10,7 @@ import optax
 
 from lazyjax import checks
 from lazyjax.derivatives import linearization
+from lazyjax.norms import norm, scale_of, widened
 from lazyjax.types import ModelFunction, Params
 
 
@@ -43,7 +44,7 @@ def eigenvalues(kernel: jax.Array) -> jax.Array:
     Returns
     -------
     (N K,) array
-        Of the symmetric part, which is what `eigvalsh` sees.
+        Of the symmetric part, which is what `eigvalsh` sees; in float32 at least.
 
     Raises
     ------
@@ -54,11 +55,15 @@ def eigenvalues(kernel: jax.Array) -> jax.Array:
     -----
     O((N K)^3) time.
     """
-    return jnp.linalg.eigvalsh(_square(kernel))
+    square = _square(widened(kernel))
+    scale = scale_of(square)
+    return scale * jnp.linalg.eigvalsh(square / scale)
 
 
 def numerical_rank(kernel: jax.Array) -> jax.Array:
     """Count the eigenvalues that rounding cannot explain, those above N K eps lambda_max.
+
+    eps is that of the kernel's dtype.
 
     Parameters
     ----------
@@ -74,7 +79,8 @@ def numerical_rank(kernel: jax.Array) -> jax.Array:
         If the kernel is not square.
     """
     values = jnp.abs(eigenvalues(kernel))
-    return jnp.sum(values > values.size * jnp.finfo(values.dtype).eps * jnp.max(values))
+    rounding = values.size * float(jnp.finfo(jnp.result_type(kernel)).eps)
+    return jnp.sum(values > rounding * jnp.max(values))
 
 
 def effective_rank(kernel: jax.Array) -> jax.Array:
@@ -94,13 +100,18 @@ def effective_rank(kernel: jax.Array) -> jax.Array:
     Raises
     ------
     ValueError
-        If the kernel is not square.
+        If the kernel is not square, or has no positive eigenvalue.
 
     References
     ----------
     Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".
     """
     values = jnp.maximum(eigenvalues(kernel), 0.0)
+    if checks.is_known(values) and not jnp.any(values > 0):
+        raise ValueError(
+            "`kernel` must have a positive eigenvalue, got none. Use the kernel of parameters that "
+            "the model depends on."
+        )
     p = values / jnp.sum(values)
     return jnp.exp(jnp.sum(jax.scipy.special.entr(p)))
 
@@ -132,7 +143,8 @@ def critical_learning_rate(
     Returns
     -------
     () array
-        For gradient descent on the mean squared error over all N K elements, without 1/2.
+        For gradient descent on the mean squared error over all N K elements, without 1/2. Infinity
+        for a kernel of zeros without a ridge.
 
     Raises
     ------
@@ -166,7 +178,8 @@ def critical_learning_rate(
             f"`outputs` must be {held}, as the kernel has it, got {outputs}. Leave it out."
         )
     c = (1 + momentum) / (1 + 2 * momentum) if nesterov else 1 + momentum
-    return c * kernel.shape[0] * held / (jnp.linalg.eigvalsh(square)[-1] + ridge)
+    largest = jnp.maximum(eigenvalues(kernel)[-1], 0)
+    return c * kernel.shape[0] * held / jnp.abs(largest + ridge)  # 1 / -0 is not infinity
 
 
 def _check_momentum(momentum: float) -> None:
@@ -182,8 +195,18 @@ def _power_iteration(
     transpose = jax.linear_transpose(product, params)
 
     def unit(v: Any) -> tuple[Any, jax.Array]:
-        norm = optax.tree.norm(v)
-        return optax.tree.scale(1 / jnp.where(norm > 0, norm, 1), v), norm
+        length, v = norm(v), widened(v)
+        over = jnp.where(length > 0, length, 1)
+        return jax.tree.map(lambda a: (a / over).astype(a.dtype), v), length
+
+    def like(v: Any, other: Any) -> Any:
+        return jax.tree.map(lambda a, b: a.astype(jnp.result_type(b)), v, other)
+
+    # vectors are float32 at least, and what the model's own dtype sees is of unit length
+    def kernel_product(v: Any) -> tuple[Any, jax.Array]:
+        u, length = unit(transpose(like(v, value))[0])
+        v, other = unit(product(like(u, params)))
+        return v, length * other
 
     def going_on(state: Any) -> jax.Array:
         _, largest, before, i = state
@@ -191,11 +214,11 @@ def _power_iteration(
 
     def step(state: Any) -> Any:
         v, largest, _, i = state
-        v, norm = unit(product(transpose(v)[0]))
-        return v, norm, largest, i + 1
+        v, now = kernel_product(v)
+        return v, now.astype(zero.dtype), largest, i + 1
 
-    start, _ = unit(optax.tree.random_like(key, value))
-    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(value)))
+    start, _ = unit(optax.tree.random_like(key, widened(value)))
+    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))
     state = (start, zero + 1, zero - 1, 0)
     return jax.lax.while_loop(going_on, step, state)[1]
 
@@ -228,7 +251,7 @@ def largest_eigenvalue(
     Returns
     -------
     () array
-        A lower bound, up to rounding.
+        A lower bound, up to rounding; in float32 at least.
 
     Raises
     ------

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.derivatives import jvp, linearization
+from lazyjax.norms import widened
 from lazyjax.types import ModelFunction, Params
 
 
@@ -203,7 +204,7 @@ def center(f: ModelFunction, params0: Params) -> Partial:
 
 
 def _scaled(f: ModelFunction, alpha: ArrayLike, params: Params, x: Any) -> Any:
-    return jax.tree.map(lambda y: jnp.asarray(alpha, y.dtype) * y, f(params, x))
+    return jax.tree.map(lambda y: jnp.asarray(alpha, y.dtype) * y, widened(f(params, x)))
 
 
 def scale(f: ModelFunction, alpha: ArrayLike) -> Partial:
@@ -219,7 +220,7 @@ def scale(f: ModelFunction, alpha: ArrayLike) -> Partial:
     Returns
     -------
     jax.tree_util.Partial
-        A model function; its kernel is alpha^2 times that of `f`.
+        A model function, of float32 outputs at least; its kernel is alpha^2 times that of `f`.
 
     Raises
     ------

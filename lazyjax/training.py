@@ -13,6 +13,8 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks, loop
 from lazyjax.data import check_dataset
+from lazyjax.derivatives import inner_jaxprs
+from lazyjax.norms import widened
 from lazyjax.runs import log_grid, progress, run
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
 
@@ -20,8 +22,9 @@ __all__ = ["log_grid", "progress", "scale_loss", "train", "train_ensemble"]
 
 
 def _over_alpha_squared(loss: Loss, alpha: ArrayLike, prediction: Any, y: Any) -> jax.Array:
-    value = loss(prediction, y)
-    return value / jnp.square(jnp.asarray(alpha, value.dtype))
+    value = widened(loss(prediction, y))
+    alpha = jnp.asarray(alpha, value.dtype)
+    return value / alpha / alpha  # alpha^2 may be out of range where the quotient is not
 
 
 def scale_loss(loss: Loss, alpha: ArrayLike) -> Partial:
@@ -58,6 +61,92 @@ def _innermost(loss: Loss) -> Loss:
     return loss
 
 
+def _with_examples(m: int, n: int, tree: Any) -> Any:
+    """Give the shapes of a tree with m examples in place of n."""
+
+    def shape(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((m, *a.shape[1:]) if a.shape[:1] == (n,) else a.shape, a.dtype)
+
+    return jax.tree.map(shape, tree)
+
+
+def _holds_pairs(jaxpr: Any, m: int) -> bool:
+    """Tell whether a jaxpr computes an array that has two axes of length m."""
+    for equation in jaxpr.eqns:
+        if any(getattr(v.aval, "shape", ()).count(m) > 1 for v in equation.outvars):
+            return True
+        if any(_holds_pairs(j, m) for j in inner_jaxprs(tuple(equation.params.values()))):
+            return True
+    return False
+
+
+def _broadcasts(loss: Loss, prediction: Any, y: Any) -> bool:
+    """Tell whether a loss broadcasts arrays of different rank against each other."""
+    try:
+        with jax.numpy_rank_promotion("raise"):
+            jax.eval_shape(loss, prediction, y)
+    except Exception:
+        return True
+    return False
+
+
+def _pairs_all(f: ModelFunction, loss: Loss, params: Params, data: Dataset, out: Any) -> bool:
+    """Tell whether a loss broadcasts the labels of all examples against the predictions of all.
+
+    The number of examples shows itself when it changes, to two sizes that no axis has: then the
+    value of the loss must grow with it or not at all. A loss that takes a mean does not tell; it is
+    one of pairs if it computes an array of pairs and broadcasts arrays of different rank.
+    """
+    n = checks.batch("data.x", data.x)
+    taken = {size for leaf in jax.tree.leaves((data, out)) for size in leaf.shape}
+    sizes = sorted(set(range(11, 13 + len(taken))) - taken)[:2]
+    values, pairs = [], []
+    for m in sizes:
+        x, y = _with_examples(m, n, data)
+        try:
+            prediction = jax.eval_shape(f, params, x)
+        except Exception:  # a model of n examples only
+            prediction = _with_examples(m, n, out)
+        try:
+            jaxpr, value = jax.make_jaxpr(loss, return_shape=True)(prediction, y)
+        except Exception:  # a loss of n examples only, or an axis that is n by chance
+            inner = {size for leaf in jax.tree.leaves((out, data.y)) for size in leaf.shape[1:]}
+            return bool(inner & {1, n}) and _broadcasts(loss, out, data.y)
+        values.append(value.size)
+        pairs.append(_holds_pairs(jaxpr.jaxpr, m))
+    grows = values[0] * sizes[1] == values[1] * sizes[0] or values[0] == values[1]
+    return not grows or (all(pairs) and _broadcasts(loss, out, data.y))
+
+
+def _check_labels(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
+    """Refuse labels that the loss broadcasts against the predictions over the batch."""
+    out = checks.outputs(f, params, data.x)
+    shapes, wanted = ([a.shape for a in jax.tree.leaves(tree)] for tree in (data.y, out))
+    if shapes == wanted:
+        return
+    here = f"{', '.join(map(str, shapes))} for predictions of shape {', '.join(map(str, wanted))}"
+    with jax.numpy_rank_promotion("allow"):
+        try:
+            jax.eval_shape(loss, out, data.y)
+        except Exception as error:
+            raise ValueError(
+                f"`data.y` must be labels that `loss` takes, got shape {here}, and "
+                f"loss(f(params, x), y) failed. Pass labels as the loss wants them. "
+                f"It said: {error}"
+            ) from error
+        if not _pairs_all(f, loss, params, data, out):
+            return
+    cure = "Pass one label for each prediction."
+    if wanted == [(*shape, 1) for shape in shapes]:
+        cure = "Use y[:, None]." if len(wanted[0]) == 2 else "Use y[..., None]."
+    elif shapes == [(*shape, 1) for shape in wanted]:
+        cure = "Use y[..., 0]."
+    raise ValueError(
+        f"`data.y` must be labels that `loss` takes example by example, got shape {here}: it "
+        f"broadcasts every label against every prediction. {cure}"
+    )
+
+
 def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
     """Check what one member is trained on; shapes only, so under `jax.vmap` too."""
     squared = _innermost(loss) in (optax.losses.squared_error, optax.losses.l2_loss)
@@ -65,6 +154,8 @@ def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -
         checks.floating("data.y", data.y)
     if all(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(data.y)):
         checks.targets(f, params, data.x, data.y)
+    else:
+        _check_labels(f, loss, params, data)
     value = jax.eval_shape(partial(loop.objective, f, loss), params, data)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
@@ -94,7 +185,7 @@ def _prepare(
         )
     checks.floating("params", params)
     checks.finite("params", params)
-    params, data = jax.tree.map(jnp.asarray, (params, Dataset(*data)))
+    params, data = jax.tree.map(jnp.asarray, (params, Dataset(data[0], widened(data[1]))))
     return checks.model_function(f), params, data, _as_partial(loss)
 
 
@@ -159,11 +250,12 @@ def train(
     Raises
     ------
     TypeError
-        If an argument is of the wrong kind: parameters or targets that are no floats, a function
-        that cannot be called, a setting that is no whole number.
+        If an argument is of the wrong kind: parameters or targets that are no real floats, a
+        function that cannot be called, a setting that is no whole number.
     ValueError
-        If shapes do not fit, a value is NaN or infinite, a setting is below 1, mini-batches have no
-        key, or the checkpoint is broken or of another run.
+        If shapes do not fit, the loss broadcasts labels against the predictions of other examples,
+        `f` has no derivative in reverse mode, a value is NaN or infinite, a setting is below 1,
+        mini-batches have no key, or the checkpoint is broken or of another run.
 
     Warns
     -----
@@ -174,7 +266,9 @@ def train(
     Notes
     -----
     The first call compiles; calls that differ only in numbers do not compile again. A model that
-    `linearize` and its like return passes its arrays as arguments.
+    `linearize` and its like return passes its arrays as arguments. Losses and movements are taken
+    in float32 at least, whatever the parameters are; predictions and float targets of half
+    precision reach the loss as float32.
 
     Examples
     --------

@@ -116,6 +116,15 @@ def test_the_test_error_is_the_excess_risk_plus_the_noise_squared():
     assert expected_test_error(f, params, target="complex", noise=0.3) == pytest.approx(risk + 0.09)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_risk_of_a_half_precision_model_is_summed_in_float32(dtype):
+    half = lambda w, x: jnp.full(x.shape, 0.25, dtype)  # noqa: E731 (a function of one line)
+    exact = excess_risk(lambda w, x: jnp.full(x.shape, 0.25), None, target="middle")
+    risk = excess_risk(half, None, target="middle")
+    assert risk.dtype in (jnp.float32, jnp.float64)
+    assert risk == pytest.approx(float(exact), rel=1e-6)
+
+
 BAD = {
     "no examples": ({"n": 0}, ValueError, "`n` must be at least 1, got 0"),
     "half an example": ({"n": 1.5}, TypeError, "`n` must be a whole number, got 1.5"),

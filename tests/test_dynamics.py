@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,6 +236,98 @@ def test_it_works_under_jit_and_vmap_and_keeps_float32():
         np.testing.assert_allclose(both[i], run.train(np.array([3, np.inf])), rtol=1e-10)
     single = gradient_flow(*(a.astype(jnp.float32) for a in (kernel, y, f0)))
     assert single.train(1.0).dtype == jnp.float32
+
+
+RANK = 3
+
+
+def singular(scale=1.0, dtype=np.float32):
+    """Give a kernel of rank 3 of 8, that of 2 points with it, targets, and the least squares."""
+    rng = np.random.default_rng(0)
+    a, a_test, y = rng.normal(size=(8, RANK)), rng.normal(size=(2, RANK)), rng.normal(size=(8, 1))
+    least = a_test @ np.linalg.lstsq(a, y, rcond=None)[0]
+    return *((scale * k).astype(dtype) for k in (a @ a.T, a_test @ a.T)), y.astype(dtype), least
+
+
+@pytest.mark.parametrize("t", [1e6, 1e12, 1e30, np.inf])
+@pytest.mark.parametrize("ridge", [0.0, 1e-12, 1e-9, 1e-7, 1e-5])
+@pytest.mark.parametrize("descent", [False, True])
+def test_a_ridge_below_the_rounding_of_the_kernel_is_no_ridge(descent, ridge, t):
+    kernel, cross, y, least = singular()
+    make = partial(gradient_descent, learning_rate=0.1, momentum=0.5) if descent else gradient_flow
+    noise = 8 * np.finfo(np.float32).eps * np.linalg.eigvalsh(kernel.astype(float))[-1]
+    assert ridge < noise
+    told = f"`ridge` is {ridge:.1e}, .* N K eps lambda_max = {noise:.1e}"
+    with pytest.warns(UserWarning, match=told) if ridge else nullcontext():
+        run = make(kernel, y, 0 * y, ridge=ridge)
+    assert np.sum(run.eigenvalues != 0) == RANK
+    found = run.test(t, cross, jnp.zeros((2, 1), np.float32))
+    # the ridge itself moves them by ridge / lambda_3, rounding by eps lambda_1 / lambda_3
+    np.testing.assert_allclose(found, least, atol=3e-5)
+    fit = kernel @ np.linalg.pinv(kernel.astype(float), 1e-5) @ y
+    np.testing.assert_allclose(run.train(t), fit, atol=3e-5)
+    if t == np.inf:
+        coefficients = np.asarray(run.coefficients(t))
+        np.testing.assert_allclose(np.linalg.norm(coefficients), 0.4, atol=0.4)
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1e-2])
+def test_a_ridge_above_the_rounding_counts_everywhere(ridge):
+    kernel, cross, y, _ = singular()
+    run = gradient_flow(kernel, y, 0 * y, ridge=ridge)
+    exact = np.linalg.solve(kernel.astype(float) + ridge * np.eye(8), y)
+    rounding = 8 * np.finfo(np.float32).eps * np.linalg.eigvalsh(kernel)[-1] / ridge
+    near = rounding * np.abs(exact).max()
+    np.testing.assert_allclose(run.coefficients(np.inf), exact, atol=near)
+    found = run.test(np.inf, cross, jnp.zeros((2, 1), np.float32))
+    low_rank = np.linalg.pinv(kernel.astype(float), 1e-5)  # cross @ exact has rounding / ridge
+    shrunk = cross @ np.linalg.solve(np.eye(8) + ridge * low_rank, low_rank @ y)
+    np.testing.assert_allclose(found, shrunk, atol=3e-5)
+
+
+def test_no_direction_lost_no_warning():
+    kernel, y = 2 * np.eye(4, dtype=np.float32), np.ones((4, 1), np.float32)
+    run = gradient_flow(kernel, y, 0 * y, ridge=1e-9)
+    np.testing.assert_allclose(run.train(np.inf), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "targets"),
+    [(1e-30, 1.0), (1e-30, 1e-30), (1.0, 1e-22), (1.0, 1e25), (1e25, 1.0), (1e25, 1e25)],
+)
+def test_dynamics_are_free_of_scale_in_float32(scale, targets):
+    kernel, cross, y, least = singular(scale)
+    goal = (targets * y).astype(np.float32)
+    run = gradient_flow(kernel, goal, 0 * goal)
+    found = np.float64(run.test(np.inf, cross, jnp.zeros((2, 1), np.float32)))
+    np.testing.assert_allclose(found / targets, least, atol=3e-5)
+    found = np.float64(run.train(np.float32(1 / scale)))
+    plain = gradient_flow(singular()[0], y, 0 * y).train(1.0)
+    np.testing.assert_allclose(found / targets, plain, atol=3e-5)
+    with pytest.raises(ValueError, match="`kernel` must be symmetric"):
+        gradient_flow(np.triu(kernel), y, 0 * y)
+
+
+def test_a_kernel_of_zeros_leaves_everything_at_the_start():
+    nothing, y = np.zeros((3, 3), np.float32), np.ones((3, 1), np.float32)
+    for ridge in (0.0, 0.5):
+        run = gradient_flow(nothing, y, 2 * y, ridge=ridge)
+        for t in (0.0, 1.0, np.inf):
+            np.testing.assert_array_equal(run.train(t), 2 * y)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_trained_in_float32(dtype):
+    half = [jnp.asarray(a, dtype) for a in (kernel_of(jacobian(5, 2, 10), 5, 2), *problem(5, 2))]
+    wide = [a.astype(jnp.float32) for a in half]
+    cross = normal(4, (3, 5, 2, 2)).astype(dtype), normal(5, (3, 2)).astype(dtype)
+    for make in (gradient_flow, partial(gradient_descent, learning_rate=2.0)):
+        a, b = make(*half), make(*wide)
+        assert a.train(3.0).dtype == a.test(3.0, *cross).dtype == jnp.float32
+        np.testing.assert_array_equal(a.train(3.0), b.train(3.0))
+        np.testing.assert_allclose(
+            a.test(3.0, *cross), b.test(3.0, *(c.astype(jnp.float32) for c in cross)), rtol=1e-5
+        )
 
 
 EYE, ONE, ZERO = np.eye(3), np.ones((3, 1)), np.zeros((3, 1))

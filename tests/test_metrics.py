@@ -174,6 +174,124 @@ def test_kappa_of_a_linear_model_is_zero():
     assert found.lower == found.upper == 0
 
 
+# --- half precision and sizes far from one: every metric is free of scale but the gap
+
+
+A, B = (np.asarray(m @ m.T) for m in (normal(0, 6, 6), normal(1, 6, 6)))
+Y = np.asarray(normal(2, 6, 2))
+PAIRS = {
+    "relative_weight_movement": lambda a, b: relative_weight_movement({"w": b}, {"w": a}),
+    "layer_movement": lambda a, b: layer_movement({"w": b}, {"w": a})["w"],
+    "step_sizes": lambda a, b: step_sizes({"w": jnp.stack([a, b])})[0],
+    "relative_kernel_change": lambda a, b: relative_kernel_change(b, a),
+    "kernel_alignment": kernel_alignment,
+    "centered": lambda a, b: kernel_alignment(a, b, centered=True),
+    "target_alignment": lambda a, b: target_alignment(a, b[:, :2]),
+    "centered targets": lambda a, b: target_alignment(a, b[:, :2], centered=True),
+    "tangent_gap": tangent_gap,
+}
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e25, 1e30])
+@pytest.mark.parametrize("name", PAIRS)
+def test_metrics_are_free_of_scale(name, size):
+    a, b = (jnp.asarray(m, jnp.float32) * jnp.float32(size) for m in (A, B))
+    exact = PAIRS[name](*(np.asarray(m, np.float64) for m in (a, b)))
+    found = PAIRS[name](a, b)
+    assert found.dtype == jnp.float32
+    assert found == pytest.approx(float(exact), rel=2e-6, abs=0)
+
+
+@pytest.mark.parametrize("share", [0.01, 1.0])  # a difference of close halves is exact
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", PAIRS)
+def test_metrics_of_half_precision_are_taken_in_float32(name, dtype, size, share):
+    a, b = (jnp.asarray(m * size, dtype) for m in (A, A + share * B))
+    exact = PAIRS[name](*(jnp.asarray(m, jnp.float64) for m in (a, b)))
+    found = PAIRS[name](a, b)
+    assert found.dtype == jnp.float32
+    assert found == pytest.approx(float(exact), rel=1e-5, abs=0)
+
+
+def test_a_constant_that_is_large_beside_the_kernel_is_centered_away():
+    signal = np.outer(np.arange(64) - 31.5, np.arange(64) - 31.5) / 2**12
+    shifted = jnp.asarray(signal + 2**5, jnp.float32)  # exact in float32
+    assert kernel_alignment(shifted, signal, centered=True) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_integers_and_complex_weights_have_movements():
+    assert relative_weight_movement({"a": np.array([3, 5])}, {"a": np.array([3, 4])}) == 0.2
+    whole, start = {"a": np.array([3 + 1j])}, {"a": np.array([3 + 4j])}
+    assert relative_weight_movement(whole, start) == pytest.approx(3 / 5)
+
+
+ZEROS = {
+    "start": (lambda: relative_weight_movement(ONE, {"a": np.zeros(2)}), "`params0` must not be"),
+    "layers": (lambda: layer_movement(ONE, {"a": np.zeros(2)}), "`params0` must not be zero"),
+    "a step": (lambda: step_sizes({"a": np.array([[1.0], [0.0]])}), "`params` must not be zero"),
+    "kernel0": (lambda: relative_kernel_change(A, 0 * A), "`kernel0` must not be zero, got zeros"),
+    "a": (lambda: kernel_alignment(0 * A, A), "`a` must not be zero, got zeros only"),
+    "b": (lambda: kernel_alignment(A, 0 * A), "`b` must not be zero, got zeros only"),
+    "kernel": (lambda: target_alignment(0 * A, Y), "`kernel` must not be zero, got zeros only"),
+    "targets": (lambda: target_alignment(A, 0 * Y), "`y` must not be zero, got zeros only"),
+    "constant": (
+        lambda: kernel_alignment(A, np.full((6, 6), 0.1), centered=True),
+        "`b` must not be constant over the points where it is centered",
+    ),
+    "constant columns": (
+        lambda: kernel_alignment(np.tile(A[0], (6, 1)), A, centered=True),
+        "`a` must not be constant",
+    ),
+    "constant rows": (
+        lambda: kernel_alignment(np.tile(A[:, :1], (1, 6)), A, centered=True),
+        "`a` must not be constant",
+    ),
+    "constant targets": (
+        lambda: target_alignment(A, np.full((6, 1), 0.3), centered=True),
+        "`y` must not be constant",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_what_is_zero_has_no_ratio(name):
+    call, message = ZEROS[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_zeros_that_are_traced_give_nan():
+    assert jnp.isnan(jax.jit(kernel_alignment)(0 * A, A))
+    assert jnp.isnan(jax.vmap(relative_kernel_change)(0 * A[None], 0 * A[None])[0])
+
+
+@pytest.mark.parametrize("outputs", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("weights", [1e-20, 1.0, 1e20])
+def test_kappa_is_free_of_the_units_of_weights_and_outputs(weights, outputs):
+    weights, outputs = (np.float32(2.0 ** np.round(np.log2(u))) for u in (weights, outputs))
+    w0 = {"u": normal(0, 3, 4).astype(jnp.float32), "v": normal(1, 4, 2).astype(jnp.float32)}
+    x, y = (normal(s, 3, n).astype(jnp.float32) for s, n in ((2, 3), (3, 2)))
+    net = lambda w, x: jnp.tanh(x @ w["u"]) @ w["v"]  # noqa: E731 (a function of one line)
+    f = lambda w, x: net(jax.tree.map(lambda a: a / weights, w), x) * outputs  # noqa: E731
+    scaled = jax.tree.map(lambda a: a * weights, w0)
+    one = kappa(net, w0, x, y, key=jax.random.key(0), restarts=3)
+    found = kappa(f, scaled, x, y * outputs, key=jax.random.key(0), restarts=3)
+    assert found.lower.dtype == jnp.float32
+    assert found.lower == pytest.approx(float(one.lower), rel=1e-5)
+    assert found.upper == pytest.approx(float(one.upper), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_kappa_of_half_precision_is_that_of_float32_up_to_its_rounding(dtype):
+    w0, x, y = (a.astype(dtype) for a in (normal(0, 3, 2), normal(1, 3, 3), normal(2, 3, 2)))
+    net = lambda w, x: jnp.tanh(x @ w)  # noqa: E731 (a function of one line)
+    found = kappa(net, w0, x, y, key=jax.random.key(0))
+    exact = kappa(net, *(a.astype(jnp.float32) for a in (w0, x, y)), key=jax.random.key(0))
+    assert found.upper.dtype == jnp.float32
+    assert found.upper == pytest.approx(float(exact.upper), rel=8 * float(jnp.finfo(dtype).eps))
+
+
 ONE = {"a": np.ones(2)}
 KERNEL = np.eye(3)
 BAD = {

@@ -16,6 +16,7 @@ from kernel_reference import jacobians
 
 from lazyjax import matrix, ntk
 from lazyjax.operators import as_operator, ntk_operator
+from lazyjax.operators.algebra import operator
 from lazyjax.operators.jacobians import KEEPS
 
 FEW = {
@@ -125,6 +126,25 @@ def test_an_array_is_an_operator_too():
     B = as_operator(ntk(model, PARAMS, X1, X2))
     assert not B.psd
     close(B.T @ normal(10, 21), dense("none", False).T @ normal(10, 21))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1.0, 1e25])
+def test_symmetry_is_seen_at_any_scale(scale):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 9))
+    square = features @ features.T
+    assert as_operator((scale * square).astype(np.float32)).psd
+    assert not as_operator((scale * (square + np.triu(square))).astype(np.float32)).psd
+
+
+def test_operators_of_half_precision_are_float32():
+    square = jnp.asarray([[2.0, 1.0], [1.0 + 1 / 128, 3.0]], jnp.bfloat16)  # to rounding
+    A = as_operator(square, ridge=0.5)
+    assert A.psd
+    assert A.dtype == (A @ jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+    made = operator(lambda v: v, lambda v: v, shape=(2, 2), dtype=jnp.float16)
+    assert (made + 1e-6).shift == jnp.float32(1e-6)
+    assert made.dtype == (made @ jnp.ones(2, jnp.float16)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("keep", ["residuals", "features"])

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import ndtr
 
 from lazyjax.operators.algebra import as_operator, operator
+from lazyjax.operators.lanczos import lanczos
 from lazyjax.operators.quadrature import inverse_trace, logdet, quadratures, trace
 from lazyjax.operators.solves import NotConverged
 from lazyjax.operators.spectra import spectral_density, top_eigenpairs
@@ -199,8 +200,129 @@ def test_eigenpairs_that_were_not_found_are_no_result():
     with pytest.raises(NotConverged, match="`tolerance` must be met in 10 steps") as caught:
         top_eigenpairs(jax.random.key(0), A, 3, depth=10)
     assert caught.value.solution.values.shape == (3,)
-    with pytest.raises(NotConverged, match="`k` must be at most the number of distinct") as caught:
-        top_eigenpairs(jax.random.key(0), as_operator(np.zeros((N, N))), 3)
+    # an array whose products are not its own: what is returned is checked by itself
+    drifting = on_the_host(kernel(SPECTRA["flat"]), [])
+    noise = np.random.default_rng(3).normal(size=(N, N))
+    rough = operator(
+        lambda v: drifting @ v + 1e-7 * jnp.tanh(1e3 * noise @ v),
+        lambda v: drifting @ v,
+        shape=(N, N),
+        dtype=np.float64,
+        psd=True,
+    )
+    with pytest.raises(NotConverged, match="by A u - lambda u.*float64.*looser `tolerance`"):
+        top_eigenpairs(jax.random.key(0), rough, 3, depth=N)
+
+
+REPEATED = {
+    "two values": np.repeat([2.0, 1.0], N // 2),
+    "one value": np.full(N, 3.0),
+    "zeros": np.zeros(N),
+    "low rank": np.repeat([5.0, 0.0], [3, N - 3]),
+    "ten outputs": np.repeat(1 / np.arange(1, 6) ** 2.0, 10)[:N],
+    "1e-6 apart": np.concatenate([2 - 1e-6 * np.arange(10), 1 - 1e-6 * np.arange(N - 10)]),
+    "1e-3 apart": np.concatenate([2 - 1e-3 * np.arange(10), 1 - 1e-3 * np.arange(N - 10)]),
+    "a tie at the end": np.repeat([4.0, 3.0, 2.0, 1.0, 0.5], [1, 1, 9, 7, N - 18]),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", REPEATED)
+def test_repeated_eigenvalues_count_as_often_as_they_are_there(name, dtype):
+    values = REPEATED[name]
+    tolerance = np.finfo(dtype).eps ** (2 / 3)
+    A = as_operator(kernel(values).astype(dtype), ridge=0.25)
+    for k in (8, len(values)):
+        found = top_eigenpairs(jax.random.key(1), A, k)
+        assert found.values.shape == found.residuals.shape == (k,)
+        wanted = np.sort(values)[::-1][:k] + 0.25
+        np.testing.assert_allclose(found.values, wanted, atol=tolerance * wanted[0])
+        np.testing.assert_allclose(
+            found.vectors.T @ found.vectors, np.eye(k), atol=20 * np.finfo(dtype).eps
+        )
+        assert found.residuals.max() <= tolerance * wanted[0]
+
+
+def test_one_run_more_tells_that_nothing_is_repeated_and_none_for_the_largest_alone():
+    seen = []
+    A = on_the_host(kernel(SPECTRA["power law"]), seen)
+    top_eigenpairs(jax.random.key(0), A, 1)
+    assert seen.count((N, 1)) == 32 + 1  # and the product that the residual is computed from
+    seen.clear()
+    top_eigenpairs(jax.random.key(0), A, 4)
+    assert seen.count((N, 1)) <= 2 * (32 + N)
+    assert seen.count((N, 4)) == 1
+
+
+def test_a_space_that_ends_goes_on_with_what_is_orthogonal():
+    values = np.repeat([3.0, 1.0, 0.5], N // 3)
+    A = as_operator(kernel(values))
+    held = np.linalg.qr(np.random.default_rng(0).normal(size=(N, 5)))[0].T
+    starts = jax.random.normal(jax.random.key(0), (2, N)).at[1].set(0)
+    found = lanczos(A, starts, depth=N - 5, without=jnp.asarray(held))
+    for rows in found.vectors:
+        every = np.concatenate([held, rows])
+        np.testing.assert_allclose(every @ every.T, np.eye(N), atol=1e-13)
+    projected = np.eye(N) - held.T @ held
+    for vectors, matrix in zip(found.vectors, found.matrix, strict=True):
+        exact = vectors @ projected @ kernel(values) @ projected @ vectors.T
+        np.testing.assert_allclose(matrix, exact, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_nothing_depends_on_the_scale_of_the_kernel_in_float32(scale):
+    """Squares of such numbers are beyond the range of float32."""
+    square = kernel(SPECTRA["power law"])
+    plain, scaled = (as_operator((c * square).astype(np.float32)) for c in (1.0, scale))
+
+    def near(found, wanted, tolerance=1e-4):
+        np.testing.assert_allclose(np.float64(found), np.float64(wanted), rtol=tolerance)
+
+    a, b = (top_eigenpairs(jax.random.key(0), A, 4) for A in (plain, scaled))
+    near(np.float64(b.values) / scale, a.values)
+    near(np.abs(np.sum(a.vectors * b.vectors, axis=0)), np.ones(4))
+    a, b = (spectral_density(jax.random.key(0), A, probes=4, depth=8) for A in (plain, scaled))
+    near(np.float64(b.nodes) / scale, a.nodes, 1e-2)
+    for value, other in zip(
+        b.mean(lambda t: t),
+        spectral_density(jax.random.key(0), plain, probes=4, depth=8).mean(lambda t: t),
+        strict=True,
+    ):
+        near(np.float64(value) / scale, other)
+    plain, scaled = plain + 1e-2, scaled + 1e-2 * scale
+    for rank in (0, 9):
+        a, b = (logdet(jax.random.key(0), A, rank=rank) for A in (plain, scaled))
+        near(b.value - N * np.log(scale), a.value, 1e-3)
+        near(b.error, a.error, 1e-2)
+        a, b = (trace(jax.random.key(0), A, rank=rank) for A in (plain, scaled))
+        near(np.float64(b.value) / scale, a.value)
+        near(np.float64(b.error) / scale, a.error, 1e-2)
+    a, b = (inverse_trace(jax.random.key(0), A) for A in (plain, scaled))
+    near(np.float64(b.value) * scale, a.value, 1e-3)
+    near(np.float64(b.error) * scale, a.error, 1e-2)
+
+
+def test_the_trace_of_nothing_is_zero():
+    for rank in (0, 5):
+        found = trace(jax.random.key(0), as_operator(np.zeros((N, N), np.float32)), rank=rank)
+        assert found.value == found.error == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_kernels_of_half_precision_are_taken_in_float32(dtype):
+    square = jnp.asarray(kernel(SPECTRA["flat"]), dtype)
+    A, exact = as_operator(square), np.linalg.eigvalsh(np.asarray(square, np.float64))
+    assert A.dtype == (A @ jnp.ones(N, dtype)).dtype == jnp.float32
+    found = top_eigenpairs(jax.random.key(0), A, 3)
+    assert found.values.dtype == found.vectors.dtype == jnp.float32
+    np.testing.assert_allclose(found.values, exact[::-1][:3], rtol=1e-5)
+    logs = logdet(jax.random.key(0), A, lower=0.9)
+    assert logs.value.dtype == jnp.float32
+    assert abs(logs.value - np.sum(np.log(exact))) < 4 * logs.error
+    assert (
+        abs(trace(jax.random.key(0), A).value - exact.sum())
+        < 1e-4 * exact.sum() + 4 * trace(jax.random.key(0), A).error
+    )
 
 
 def test_the_moments_of_the_density_are_those_of_the_spectrum():

@@ -1,5 +1,7 @@
 """The tangent model trained to any time: by products with the kernel, in closed form, by training."""
 
+import re
+from contextlib import nullcontext
 from functools import lru_cache
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_dynamics import singular
 from test_operators import PARAMS, X1, X2, model, normal
 
 from lazyjax import gradient_descent, gradient_flow, linearize, matrix, ntk, train
@@ -74,6 +77,91 @@ def test_training_in_parameter_space_agrees():
     cross = ntk_operator(model, PARAMS, X2, X1)
     by_kernel = model(PARAMS, X2) + (cross @ found.coefficients.reshape(-1)).reshape(5, 3)
     near(by_kernel, f_lin(params, X2), 1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("ridge", [0.0, 1e-9, 1e-7, 1e-5])
+def test_a_ridge_below_the_rounding_of_the_kernel_is_no_ridge(ridge, scale):
+    """As in `dynamics`, and what a user makes of the coefficients is right at any time."""
+    kernel, cross, y, least = singular(scale)
+    size = np.float32(1e10 if scale > 1 else 1e-10)
+    y = np.concatenate([y, size * y, 0 * y], 1)  # outputs that share it
+    noise = 8 * np.finfo(np.float32).eps * np.linalg.eigvalsh(kernel.astype(float))[-1]
+    A = as_operator(kernel, ridge=np.float32(scale * ridge))
+    told = re.escape(f"N K eps lambda_max = {3 * noise:.1e}")
+    t = np.array([1 / scale, 1e6 / scale, 1e9 / scale, np.inf])
+    with pytest.warns(UserWarning, match=told) if ridge else nullcontext():
+        found = kernel_regression(A, y, 0 * y, t=t)
+    with pytest.warns(UserWarning, match=told) if ridge else nullcontext():
+        run = gradient_flow(kernel, y, 0 * y, ridge=np.float32(scale * ridge))
+    sizes = np.array([1, size, 1])
+    near(np.float64(found.fit) / sizes, np.float64(run.train(t)) / sizes, 1e-5)
+    outputs = np.float64(cross) @ np.float64(found.coefficients)
+    dense = np.float64(run.test(t, cross, np.zeros((2, 3), np.float32)))
+    near(outputs / sizes, dense / sizes, 3e-5)
+    assert np.all(outputs[..., 2] == 0)
+    np.testing.assert_allclose(outputs[-1][:, :1], least, atol=3e-5)
+    end = np.float64(run.coefficients(np.inf)) * scale / sizes
+    near(np.float64(found.coefficients[-1]) * scale / sizes, end, 1e-4)
+
+
+def test_a_ridge_above_the_rounding_is_the_linear_system():
+    kernel, _, y, _ = singular()
+    found = kernel_regression(as_operator(kernel, ridge=1e-2), y, 0 * y, tolerance=1e-5)
+    near(found.coefficients, np.linalg.solve(kernel + 1e-2 * np.eye(8), y), 1e-4)
+
+
+def test_half_precision_is_trained_in_float32():
+    (
+        kernel,
+        _,
+        _,
+    ) = setting()
+    half = matrix(kernel).astype(jnp.bfloat16)
+    y, f0 = Y.astype(jnp.bfloat16), (0.5 * Y + 1).astype(jnp.bfloat16)
+    for t in (2.0, np.inf):
+        found = kernel_regression(as_operator(half, ridge=1.0), y, f0, t=t)
+        wide = kernel_regression(
+            as_operator(half.astype(jnp.float32), ridge=1.0),
+            y.astype(jnp.float32),
+            f0.astype(jnp.float32),
+            t=t,
+        )
+        assert found.fit.dtype == found.coefficients.dtype == jnp.float32
+        near(found.fit, np.asarray(wide.fit), 1e-5)
+
+
+def test_nothing_to_learn_is_nothing_learnt():
+    for ridge in (0.0, 0.5):
+        A = as_operator(matrix(setting()[0]), ridge=ridge)
+        found = kernel_regression(A, Y, Y, t=TIMES)
+        assert not np.any(found.coefficients)
+        assert not np.any(found.fit)
+
+
+def test_parameters_in_blocks_are_for_examples_that_are_alone():
+    x, c = normal(30, 30, 5), normal(31, 30, 3)
+    w = {"a": normal(32, 5, 8), "b": normal(33, 8, 3)}
+
+    def alone(w, x):
+        return jnp.tanh(x @ w["a"]) @ w["b"]
+
+    def centred(w, x):
+        return alone(w, x) - alone(w, x).mean(0, keepdims=True)
+
+    def gram(w, x):
+        return alone(w, x) @ alone(w, x).T
+
+    for f, a in ((centred, c), (gram, normal(34, 30, 30))):
+        (exact,) = jax.vjp(lambda w: f(w, x), w)[1](a)  # noqa: B023
+        for one, base, gradient in zip(
+            *map(jax.tree.leaves, (tangent_parameters(f, w, x, a), w, exact)), strict=True
+        ):
+            near(one - base, np.asarray(gradient), 1e-12)
+        with pytest.raises(ValueError, match="`f` must treat each example alone|batch"):
+            tangent_parameters(f, w, x, a, batch_size=7)
+    with pytest.raises(ValueError, match="`f` must return one array, got 2"):
+        tangent_parameters(lambda w, x: (alone(w, x), alone(w, x)), w, x, c)
 
 
 def test_a_preconditioner_serves_the_end_of_training():

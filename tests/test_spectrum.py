@@ -116,6 +116,69 @@ def test_a_model_without_derivative_has_eigenvalue_zero(problem):
     assert largest_eigenvalue(lambda w, x: jax.lax.stop_gradient(model(w, x)), *problem) == 0
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_ranks_and_rates_are_free_of_scale_in_float32(scale):
+    a = np.asarray(jax.random.normal(jax.random.key(1), (30, 8)))
+    plain, scaled = (jnp.asarray(c * (a @ a.T), jnp.float32) for c in (1.0, scale))
+    assert numerical_rank(scaled) == 8
+    assert effective_rank(scaled) == pytest.approx(float(effective_rank(plain)), rel=1e-4)
+    rates = [float(critical_learning_rate(k, outputs=1)) for k in (plain, scaled)]
+    assert rates[1] * scale == pytest.approx(rates[0], rel=1e-5)
+    top = np.float64(eigenvalues(scaled)[-1]) / scale
+    assert top == pytest.approx(float(eigenvalues(plain)[-1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e25])
+def test_power_iteration_is_free_of_scale_in_float32(scale, problem):
+    params, x = jax.tree.map(lambda a: a.astype(jnp.float32), problem)
+    one = largest_eigenvalue(model, params, x)
+    found = largest_eigenvalue(lambda w, x: np.float32(scale**0.5) * model(w, x), params, x)
+    assert found.dtype == jnp.float32
+    assert np.float64(found) / scale == pytest.approx(float(one), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_power_iteration_in_half_precision_is_as_right_as_its_products(dtype, problem):
+    rounded = jax.tree.map(lambda a: a.astype(dtype), problem)
+    params, x = jax.tree.map(lambda a: a.astype(float), rounded)
+    # the norm of many small numbers in half precision stops where a term is below its rounding;
+    # outputs of 100 make eigenvalues that float16 cannot hold
+    many = jnp.tile(x, (60, 1))
+    large = lambda w, x: jnp.asarray(100, dtype) * model(w, x)  # noqa: E731
+    exact = float(largest_eigenvalue(lambda w, x: 100 * model(w, x), params, many))
+    found = largest_eigenvalue(large, rounded[0], many.astype(dtype))
+    assert found.dtype == jnp.float32
+    # three layers forward and back: some roundings of eps / 2 for each
+    assert found == pytest.approx(exact, rel=8 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_spectra_of_half_precision_are_taken_in_float32(dtype):
+    values = jnp.array([4.0, 2.0, 1.0, 0.0])
+    kernel = jnp.diag(values).astype(dtype)
+    assert eigenvalues(kernel).dtype == effective_rank(kernel).dtype == jnp.float32
+    np.testing.assert_allclose(eigenvalues(kernel), values[::-1], atol=1e-6)
+    assert numerical_rank(kernel) == 3
+    assert critical_learning_rate(kernel, outputs=1) == pytest.approx(1.0)
+    p = np.array([4, 2, 1]) / 7
+    assert effective_rank(kernel) == pytest.approx(np.exp(-(p @ np.log(p))), rel=1e-5)
+
+
+def test_the_rank_of_half_precision_does_not_count_its_rounding():
+    a = np.asarray(jax.random.normal(jax.random.key(1), (30, 3)))
+    assert numerical_rank(jnp.asarray(a @ a.T, jnp.float16)) == 3
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_kernel_of_zeros_has_rank_zero_and_every_rate_is_stable(sign):
+    nothing = sign * jnp.zeros((3, 3))
+    assert numerical_rank(nothing) == 0
+    assert critical_learning_rate(nothing, outputs=2) == jnp.inf
+    assert critical_learning_rate(nothing, outputs=2, ridge=0.5) == 12
+    with pytest.raises(ValueError, match="`kernel` must have a positive eigenvalue, got none"):
+        effective_rank(nothing)
+
+
 def test_the_edge_of_the_wishart_spectrum_is_marchenko_and_pasturs():
     assert wishart_edge(100, 100).edge == pytest.approx(4.0)
     found = wishart_edge(100, 5000)

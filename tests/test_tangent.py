@@ -244,6 +244,24 @@ def test_anchors_of_integers_are_refused(transform, params0):
 
 
 @pytest.mark.parametrize("transform", [linearize, center, lambda f, w: taylor(f, w, 2)])
+def test_complex_anchors_are_refused_without_dropping_a_part(transform, params0):
+    both = jax.tree.map(lambda w: w + 0j, params0)
+    message = (
+        r"`params0`\['bias'\] must be real, got complex128. Split it .* imaginary part inside f."
+    )
+    with pytest.raises(TypeError, match=message):
+        transform(MODELS["tanh"], both)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_scale_beyond_half_precision_leaves_finite_outputs(dtype):
+    f = lambda w, x: w * x  # noqa: E731 (a function of one line)
+    y = scale(f, 1e5)(jnp.asarray(2.0, dtype), jnp.ones((3, 1), dtype))
+    assert y.dtype == jnp.float32
+    assert y.tolist() == [[2e5]] * 3
+
+
+@pytest.mark.parametrize("transform", [linearize, center, lambda f, w: taylor(f, w, 2)])
 def test_what_is_no_function_is_refused(transform, params0):
     with pytest.raises(TypeError, match="`f` must be a model function.*got str. Use lazyjax"):
         transform("f", params0)

@@ -325,6 +325,153 @@ def test_an_alpha_beyond_rounding_warns_and_names_the_point(data):
     assert 10 < named < 1e5
 
 
+# --- half precision, and weights of any size
+
+
+def by_dtype(**dtypes):
+    """The parameters with leaves of these dtypes, float32 where none is given."""
+    w0 = initial(0)
+    leaves = {"kernel": w0["hidden"]["kernel"], "bias": w0["hidden"]["bias"]}
+    leaves["output"] = w0["output"]["kernel"]
+    leaves = {name: w.astype(dtypes.get(name, jnp.float32)) for name, w in leaves.items()}
+    output = {"kernel": leaves.pop("output")}
+    return {"hidden": leaves, "output": output}
+
+
+def exact_movements(params, w0):
+    """Movements in float64: over all, and of each leaf against itself or against all."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(w0), strict=True)
+    pairs = [(np.asarray(w, np.float64), np.asarray(v, np.float64)) for w, v in pairs]
+    moved = [np.linalg.norm(w - v) for w, v in pairs]
+    own = [np.linalg.norm(v) for _, v in pairs]
+    everything = np.linalg.norm(own)
+    layers = [m / (o or everything) for m, o in zip(moved, own, strict=True)]
+    return np.linalg.norm(moved) / everything, layers
+
+
+HALF = {
+    "float16": dict.fromkeys(("kernel", "bias", "output"), jnp.float16),
+    "bfloat16": dict.fromkeys(("kernel", "bias", "output"), jnp.bfloat16),
+    "one float16 leaf": {"kernel": jnp.float16},
+    "one bfloat16 leaf": {"bias": jnp.bfloat16},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*rounding")
+@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("name", HALF)
+def test_movements_and_losses_of_half_precision_are_taken_and_kept_in_float32(
+    name, batch_size, data
+):
+    w0 = by_dtype(**HALF[name])
+    single = Dataset(*(a.astype(jnp.float32) for a in data))
+    history = train(
+        mlp,
+        w0,
+        single,
+        optax.sgd(0.05),
+        steps=70,
+        record=np.arange(71),
+        key=jax.random.key(0),
+        batch_size=batch_size,
+    )
+    for curve in (history.loss, history.data_loss, history.weight_movement):
+        assert curve.dtype == np.float32
+    kept = jax.tree.map(lambda w: w.dtype, history.params)
+    assert kept == jax.tree.map(lambda w: w.dtype, w0)
+    for t in (1, 30, 70):
+        whole, layers = exact_movements(history.at(t), w0)
+        assert history.weight_movement[t] == pytest.approx(whole, rel=1e-6)
+        assert [history.layer_movement[n][t] for n in history.layer_movement] == pytest.approx(
+            layers, rel=1e-6
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*rounding")
+def test_an_ensemble_of_half_precision_moves_as_its_members(data):
+    members = [by_dtype(**HALF["float16"]), by_dtype(**HALF["float16"])]
+    members[1] = jax.tree.map(lambda w: 2 * w, members[1])
+    history = train_ensemble(mlp, stack(*members), data, optax.sgd(0.02), steps=30)
+    for i, w0 in enumerate(members):
+        whole, _ = exact_movements(history.member(i).final, w0)
+        assert history.weight_movement[i, -1] == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("loss", [optax.losses.squared_error, lambda prediction, y: prediction**2])
+@pytest.mark.filterwarnings("ignore:.*rounding")
+def test_a_squared_error_of_300_in_half_precision_is_not_infinite(loss, dtype):
+    data = Dataset(jnp.ones((4, 1), dtype), jnp.zeros((4, 1), dtype))
+    f = lambda w, x: w * x  # noqa: E731 (a function of one line)
+    history = train(f, jnp.asarray(300.0, dtype), data, optax.sgd(0.25), steps=2, loss=loss)
+    assert history.loss.tolist() == [90_000, 22_500, 5625]
+    assert history.params.tolist()[-1] == 75
+    assert history.diverged_at is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_rounding_of_half_precision_is_told_with_its_cure(dtype, data):
+    w0 = by_dtype(kernel=dtype)
+    message = f"eps .*e-0{4 if dtype == jnp.float16 else 3}.* Train in float32"
+    with pytest.warns(UserWarning, match=message):
+        train(mlp, w0, Dataset(data.x, data.y), optax.sgd(1e-3), steps=30)
+
+
+@pytest.mark.filterwarnings("ignore:.*rounding")
+def test_a_stopped_run_in_half_precision_goes_on_to_the_very_same_bits(data, tmp_path):
+    def run(**options):
+        settings = {"steps": 100, "chunk_steps": 30, "key": jax.random.key(3), "batch_size": 5}
+        return train(
+            mlp, by_dtype(**HALF["bfloat16"]), data, optax.sgd(0.02), **settings, **options
+        )
+
+    with pytest.raises(Stop), progress(stop_after(1)):
+        run(checkpoint=tmp_path / "run.npz")
+    resumed = run(checkpoint=tmp_path / "run.npz")
+    for a, b in zip(jax.tree.leaves(vars(run())), jax.tree.leaves(vars(resumed)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_half_precision_loss_over_alpha_squared_is_not_lost():
+    loss = scale_loss(optax.losses.squared_error, 1000.0)
+    value = loss(jnp.asarray(200.0, jnp.float16), jnp.asarray(0.0, jnp.float16))
+    assert value.dtype == jnp.float32
+    wide = scale_loss(lambda prediction, y: prediction - y, 1e25)
+    assert wide(jnp.float32(1e30), jnp.float32(0)) == pytest.approx(1e-20, rel=1e-6)
+
+
+@pytest.mark.parametrize("power", [-100, -83, 83, 100])
+def test_movements_are_free_of_the_size_of_the_weights(power, data):
+    size = np.float32(2.0) ** power
+
+    w0 = jax.tree.map(lambda w: w * size, by_dtype())
+    f = lambda w, x: mlp(jax.tree.map(lambda a: a / size, w), x)  # noqa: E731
+    optimizer = optax.chain(optax.scale_by_sign(), optax.scale(-0.01 * size))
+    single = Dataset(*(a.astype(jnp.float32) for a in data))
+    history = train(f, w0, single, optimizer, steps=40, record=np.arange(41))
+    for t in (1, 40):
+        whole, layers = exact_movements(history.at(t), w0)
+        assert whole > 0.01
+        assert history.weight_movement[t] == pytest.approx(whole, rel=1e-6)
+        assert [v[t] for v in history.layer_movement.values()] == pytest.approx(layers, rel=1e-6)
+
+
+def test_weights_may_grow_from_next_to_nothing():
+    data = Dataset(jnp.ones((4, 1), jnp.float32), jnp.ones((4, 1), jnp.float32))
+    f = lambda w, x: w * x  # noqa: E731 (a function of one line)
+    w0 = jnp.asarray(1e-25, jnp.float32)
+    history = train(f, w0, data, optax.sgd(0.25), steps=1)
+    assert history.weight_movement.tolist() == pytest.approx([0, 0.5e25])
+
+
+def test_a_run_that_diverges_at_once_has_no_movement_to_warn_of(data):
+    single = Dataset(data.x.astype(jnp.float32), jnp.full((12, 1), 1e30, jnp.float32))
+    with pytest.warns(UserWarning, match="training diverged at step 0") as caught:
+        history = train(mlp, by_dtype(), single, optax.sgd(0.1), steps=3)
+    assert len(caught) == 1
+    assert np.all(np.isnan(history.weight_movement))
+
+
 # --- stopping and going on
 
 
@@ -499,6 +646,16 @@ BAD = {
     "a model that is no function": ({"f": 3}, TypeError, "`f` must be a model function.*got int"),
     "no dataset": ({"data": 3}, TypeError, r"`data` must be Dataset\(x, y\), got int"),
     "integer parameters": ({"params": {"w": np.zeros((1, 1), int)}}, TypeError, "`params`"),
+    "complex parameters": (
+        {"params": {"w": np.zeros((1, 1), complex)}},
+        TypeError,
+        r"`params`\['w'\] must be real, got complex128. Split it into a real and an imaginary part in",
+    ),
+    "complex targets": (
+        {"y": np.zeros((12, 1), complex)},
+        TypeError,
+        "`data.y` must be real, got complex128. Split it into a real and an imaginary part.$",
+    ),
     "NaN parameters": ({"params": np.full((1, 1), np.nan)}, ValueError, "`params` must be finite"),
     "parameters of another model": ({"params": {"w": np.zeros((1, 1))}}, ValueError, "must fit"),
 }
@@ -514,6 +671,130 @@ def test_bad_input_is_refused_before_any_work(name, data):
     with progress(lambda *where: seen.append(where)), pytest.raises(error, match=message):
         train(optimizer=optax.sgd(0.1), **given)
     assert seen == []
+
+
+BINARY = optax.losses.sigmoid_binary_cross_entropy
+CLASSES = optax.losses.softmax_cross_entropy_with_integer_labels
+PAIRED = {  # a loss, the shapes of labels and predictions, the cure
+    "values": (BINARY, (12,), (12, 1), r"Use y\[:, None\]"),
+    "a mean": (lambda p, y: jnp.mean(BINARY(p, y)), (12,), (12, 1), r"Use y\[:, None\]"),
+    "means of rows": (lambda p, y: jnp.mean(BINARY(p, y), -1), (12,), (12, 1), r"Use y\[:, None"),
+    "flat values": (lambda p, y: jnp.ravel(BINARY(p, y)), (12,), (12, 1), r"Use y\[:, None\]"),
+    "a jit": (jax.jit(lambda p, y: jnp.mean(BINARY(p, y))), (12,), (12, 1), r"Use y\[:, None\]"),
+    "weights": (lambda p, y: np.ones(12) * BINARY(p, y), (12,), (12, 1), r"Use y\[:, None\]"),
+    "huber": (optax.losses.huber_loss, (12,), (12, 1), r"Use y\[:, None\]"),
+    "as many outputs as examples": (BINARY, (12,), (12, 12), "Pass one label for each"),
+    "their mean": (lambda p, y: jnp.mean(BINARY(p, y)), (12,), (12, 12), "Pass one label for each"),
+    "an axis too much": (BINARY, (12, 1), (12,), r"Use y\[..., 0\]"),
+    "sequences": (BINARY, (12, 12), (12, 12, 1), r"Use y\[..., None\]"),
+}
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("rank_promotion", ["allow", "raise"])
+@pytest.mark.parametrize("name", PAIRED)
+def test_labels_that_are_broadcast_against_all_predictions_are_refused(
+    name, rank_promotion, ensemble, data
+):
+    loss, labels, outputs, cure = PAIRED[name]
+    y = jnp.arange(np.prod(labels)).reshape(labels) % 2
+    ones = jnp.ones((1,) * (len(outputs) > 1) + outputs[1:])
+    f = lambda w, x: w * x.reshape(-1, *(1,) * (len(outputs) - 1)) * ones  # noqa: E731
+    run, w = (train_ensemble, jnp.ones(2)) if ensemble else (train, jnp.ones(()))
+    with (
+        jax.numpy_rank_promotion(rank_promotion),
+        pytest.raises(ValueError, match=f"`data.y` must be labels that `loss` takes.*{cure}"),
+    ):
+        run(f, w, Dataset(data.x, y), optax.sgd(0.1), steps=3, loss=loss)
+
+
+def ranking(p, y):  # every pair, on purpose
+    return jnp.mean(jnp.where(y[:, None] > y[None], jax.nn.softplus(p.T - p), 0))
+
+
+def weighted_classes(p, y):
+    return -jnp.mean(
+        jnp.sum(np.ones(p.shape[1]) * jax.nn.one_hot(y, 12) * jax.nn.log_softmax(p), 1)
+    )
+
+
+LABELLED = {  # a loss that takes labels (12,), and how many outputs
+    "squeezed": (lambda p, y: BINARY(p[:, 0], y), 1),
+    "a squeezed mean": (lambda p, y: jnp.mean(BINARY(jnp.squeeze(p, -1), y)), 1),
+    "a column made inside": (lambda p, y: BINARY(p, y[:, None]), 1),
+    "weights of the examples": (lambda p, y: np.arange(12) * BINARY(p[:, 0], y), 1),
+    "ranking": (ranking, 1),
+    "classes": (CLASSES, 3),
+    "as many classes as examples": (CLASSES, 12),
+    "a mean over as many classes": (lambda p, y: jnp.mean(CLASSES(p, y)), 12),
+    "one-hot inside": (
+        lambda p, y: optax.losses.softmax_cross_entropy(p, jax.nn.one_hot(y, 12)),
+        12,
+    ),
+    "weights of the classes": (weighted_classes, 12),
+    "similar pairs": (
+        lambda p, y: jnp.mean(jnp.where(y[:, None] == y[None], -jax.nn.log_softmax(p @ p.T), 0)),
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_losses_that_take_labels_by_example_train(name, data):
+    loss, outputs = LABELLED[name]
+    x = jax.random.normal(jax.random.key(0), (12, 3))
+    y = (x[:, 0] > 0).astype(int)
+    w = jax.random.normal(jax.random.key(1), (3, outputs)) / 10
+    with jax.numpy_rank_promotion("allow"):
+        history = train(lambda w, x: x @ w, w, Dataset(x, y), optax.sgd(0.1), steps=20, loss=loss)
+    assert history.loss[-1] < history.loss[0]
+
+
+def test_examples_may_see_each_other_where_the_batch_is_whole():
+    x = jax.random.normal(jax.random.key(0), (12, 3))
+    both = lambda p, y: CLASSES(p, y) + CLASSES(p.T, y)  # noqa: E731 (a function of one line)
+    f = lambda w, x: (x @ w) @ (x @ w).T  # noqa: E731
+    history = train(
+        f, jnp.ones((3, 4)) / 3, Dataset(x, jnp.arange(12)), optax.sgd(0.01), steps=20, loss=both
+    )
+    assert history.loss[-1] < history.loss[0]
+
+
+def test_labels_that_do_not_fit_the_loss_get_a_sentence(data):
+    message = r"`data.y` must be labels that `loss` takes, got shape \(12,\) for predictions"
+    with pytest.raises(ValueError, match=message):
+        train(
+            lambda w, x: w * x * jnp.ones((1, 5)),
+            jnp.ones(()),
+            Dataset(data.x, jnp.arange(12)),
+            optax.sgd(0.1),
+            steps=3,
+            loss=BINARY,
+        )
+
+
+@pytest.mark.parametrize("transform", [lambda f, w: f, linearize])
+def test_a_model_without_reverse_mode_is_refused_before_any_work(transform, data):
+    def loop(w, x):
+        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * w), (0, x))[1]
+
+    f, seen = transform(loop, jnp.ones(())), []
+    message = "`f` must have a derivative in reverse mode.*lax.scan.*custom_vjp"
+    with progress(lambda *where: seen.append(where)):
+        with pytest.raises(ValueError, match=message):
+            train(f, jnp.ones(()), data, optax.sgd(0.1), steps=3)
+        with pytest.raises(ValueError, match=message):
+            train_ensemble(loop, jnp.ones(2), data, optax.sgd(0.1), steps=3)
+    assert seen == []
+
+
+def test_an_error_of_the_optimizer_stays_its_own(data):
+    def update(gradient, state, params=None):
+        raise RuntimeError("no update")
+
+    optimizer = optax.GradientTransformation(lambda params: (), update)
+    with pytest.raises(RuntimeError, match="no update"):
+        train(mlp, initial(0), data, optimizer, steps=3)
 
 
 def test_bad_ensembles_are_refused(data):

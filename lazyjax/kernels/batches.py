@@ -200,7 +200,7 @@ def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
 
 
 def _misshapen(two: ClosedJaxpr, three: ClosedJaxpr) -> str | None:
-    """Tell of outputs that lack the batch, or have more of an axis where there are more examples."""
+    """Tell of outputs that lack the batch, or grow along another axis with the examples."""
     shapes = [[y.shape for y in model.out_avals] for model in (two, three)]
     for of_two, of_three in zip(*shapes, strict=True):
         if (of_two[:1], of_three[:1]) != ((2,), (3,)) or of_two[1:] != of_three[1:]:

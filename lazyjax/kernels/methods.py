@@ -24,6 +24,7 @@ from lazyjax.kernels.orders import (
     summed,
     symmetric,
 )
+from lazyjax.norms import scaled
 
 Weights = list[jax.Array]  # the leaves that are differentiated
 
@@ -202,7 +203,9 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
         def against(x: Any) -> jax.Array:  # one example of x2
             y, pullback = jax.vjp(lambda w: function(w, x), start)
             cotangents = jnp.eye(y.size, dtype=y.dtype)
-            products = jax.vmap(lambda u: product(pullback(u)[0]))(cotangents)  # (C, B1, C)
+            # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
+            rows = jax.lax.optimization_barrier(jax.vmap(lambda u: pullback(u)[0])(cotangents))
+            products = jax.vmap(partial(scaled, product))(rows)  # (C, B1, C)
             return jnp.einsum(_FROM_PRODUCTS[task.reduce], products)
 
         kernel = jnp.moveaxis(jax.lax.map(against, x2), 0, 1)

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.kernels import matrix
+from lazyjax.norms import norm, widened
 
 
 @partial(
@@ -45,6 +46,7 @@ class KernelOperator:
         The operator is scale * base + shift * I.
     shape : pair of int
     dtype : dtype
+        float32 or more.
     outputs : int
         K, the rows that an example has.
     psd : bool
@@ -166,13 +168,16 @@ def operator(
     Parameters
     ----------
     product, transposed, rows, shape, dtype, outputs, psd
-        As the attributes of `KernelOperator`; functions that are no `Partial` become one.
+        As the attributes of `KernelOperator`; functions that are no `Partial` become one. Of less
+        than float32, the dtype becomes float32: what the functions give is widened.
 
     Returns
     -------
     KernelOperator
         With scale 1 and shift 0.
     """
+
+    dtype = jnp.promote_types(dtype, jnp.float32)  # sums and norms of vectors are taken in it
 
     def travelling(function: Any) -> Partial:
         return function if isinstance(function, Partial) else Partial(function)
@@ -200,6 +205,11 @@ def _array_transposed(square: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.matmul(square.T, v, precision="highest")
 
 
+@jax.jit
+def _asymmetry(square: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return norm(square - square.T), norm(square)
+
+
 class _ArrayRows(NamedTuple):
     """The rows of some examples, as a static function; equal ones compile once."""
 
@@ -217,7 +227,7 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
     ----------
     kernel : (N1, N2, *out, *out) or (N1, N2)
         From `ntk`. Where N1 = N2 and it is symmetric to rounding, it counts as the kernel of a
-        batch with itself, positive semi-definite.
+        batch with itself, positive semi-definite. Of less than float32, it is widened to that.
     ridge : float
         0 or more: the operator is K + ridge I.
 
@@ -243,11 +253,12 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
     checks.floating("kernel", kernel)
     checks.not_negative("ridge", ridge)
     kernel = jnp.asarray(kernel)
-    square = matrix(kernel)
+    rounding = float(jnp.finfo(kernel.dtype).eps) ** 0.5
+    square = matrix(widened(kernel))
     symmetric = square.shape[0] == square.shape[1]
     if symmetric and checks.is_known(square):
-        skew = jnp.linalg.norm(square - square.T)
-        symmetric = bool(skew <= jnp.finfo(square.dtype).eps ** 0.5 * jnp.linalg.norm(square))
+        skew, size = _asymmetry(square)
+        symmetric = bool(skew <= rounding * size)
     outputs = square.shape[0] // max(1, kernel.shape[0])
     base = operator(
         Partial(_array_product, square),

@@ -18,6 +18,7 @@ from lazyjax.kernels.budgets import bytes_of, needed, written
 from lazyjax.kernels.computation import Call, Options, check, kernels, only_output
 from lazyjax.kernels.costs import rates
 from lazyjax.kernels.layouts import plain_convolutions
+from lazyjax.norms import scaled
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, model_with
 from lazyjax.types import ModelFunction, Params
@@ -107,8 +108,10 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
         right = left if form.symmetric else maps(arrays, other, setting)
 
         def through(c: jax.Array, start: Any) -> jax.Array:
-            u = right.pull(c, start)
-            return left.push(u if mesh is None else jax.lax.psum(u, mesh.axis_names), start)
+            # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
+            u = jax.lax.optimization_barrier(scaled(partial(right.pull, start=start), c))
+            u = u if mesh is None else jax.lax.psum(u, mesh.axis_names)
+            return scaled(partial(left.push, start=start), u)
 
         def one(c: jax.Array) -> jax.Array:
             if not setting.chunk:

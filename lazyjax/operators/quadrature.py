@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
+from lazyjax.norms import scale_of
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.lanczos import Tridiagonal, lanczos
 from lazyjax.operators.solves import Nystrom, nystrom, symmetric
@@ -90,12 +92,12 @@ def quadratures(
     # lower + beta^2 / d, with d the last pivot of T - lower I
     def pivot(before: jax.Array, entries: tuple) -> tuple[jax.Array, None]:
         diagonal, off = entries
-        return jnp.maximum(diagonal - lower - off**2 / before, floor), None
+        return jnp.maximum(diagonal - lower - off * (off / before), floor), None
 
     floor = jnp.finfo(A.dtype).eps * jnp.max(found.diagonal, axis=1) + jnp.finfo(A.dtype).tiny
     before = jnp.pad(found.off[:, :-1], ((0, 0), (1, 0)))
     d, _ = jax.lax.scan(pivot, jnp.ones_like(floor), (found.diagonal.T, before.T))
-    entry = lower + found.off[:, -1] ** 2 / d
+    entry = lower + found.off[:, -1] * (found.off[:, -1] / d)
     longer = Tridiagonal(
         vectors=found.vectors,
         diagonal=jnp.concatenate([found.diagonal, entry[:, None]], axis=1),
@@ -104,7 +106,10 @@ def quadratures(
     radau_matrix = longer.matrix
     # Gauss: T itself, the last row apart from it
     gauss_matrix = radau_matrix.at[:, -1, :-1].set(0).at[:, :-1, -1].set(0)
-    nodes, vectors = jnp.linalg.eigh(jnp.stack([gauss_matrix, radau_matrix]))
+    both = jnp.stack([gauss_matrix, radau_matrix])
+    scale = scale_of(both, (2, 3))
+    nodes, vectors = jnp.linalg.eigh(both / scale)
+    nodes = scale[..., 0] * nodes
     weights = vectors[:, :, 0] ** 2
     # a node that rounding has put below the spectrum is moved to its end
     values = jnp.sum(weights * f(jnp.maximum(nodes, lower)), axis=2)
@@ -121,7 +126,8 @@ def _probes(key: jax.Array, A: KernelOperator, probes: int) -> jax.Array:
 
 
 def _standard_error(values: jax.Array) -> jax.Array:
-    return jnp.std(values, ddof=1) / values.size**0.5
+    scale = scale_of(values)  # squares need not be in range
+    return scale * jnp.std(values / scale, ddof=1) / values.size**0.5
 
 
 def _bound(A: KernelOperator, lower: ArrayLike | None) -> jax.Array:
@@ -152,7 +158,8 @@ def _estimate(
             raise ValueError(
                 f"`lower` must be a lower bound of the spectrum, got {lower:.3e} with an "
                 f"eigenvalue at or below {smallest:.3e}. Pass a smaller one; a kernel with "
-                'negative eigenvalues wants precision="highest", or float64.'
+                'negative eigenvalues wants precision="highest"'
+                + (", or float64." if A.dtype != np.float64 else ", or a ridge.")
             )
         error = _standard_error((low + high) / 2)
         width = jnp.mean(high - low)

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
+from lazyjax.norms import scale_of
 from lazyjax.operators.algebra import KernelOperator
 
 CHUNK = 32  # steps a jitted call
@@ -72,8 +73,9 @@ class Nystrom(NamedTuple):
     def inverse_root(self, v: jax.Array) -> jax.Array:
         """Compute P^-1/2 v, v (n, B)."""
         small, large = jnp.sqrt(self.shift), jnp.sqrt(self.values + self.shift)
-        # (1 / large - 1 / small) / (large^2 - small^2), without its cancellation
-        inside = _dot(self.factor, v) / (large * small * (large + small))[:, None]
+        # (1 / large - 1 / small) / (large^2 - small^2), without its cancellation, nor a number of
+        # the order of shift^3/2, which need not be in range
+        inside = _dot(self.factor, v) / large[:, None] / (large + small)[:, None] / small
         return v / small - _dot(self.factor.T, inside)
 
     def logdet(self) -> jax.Array:
@@ -83,6 +85,11 @@ class Nystrom(NamedTuple):
 
 
 _dot = partial(jnp.matmul, precision="highest")
+
+
+def finer(dtype: np.dtype) -> str:
+    """Say what there is where rounding allows no less."""
+    return "a looser `tolerance`" if dtype == np.float64 else "float64"
 
 
 def symmetric(A: KernelOperator) -> KernelOperator:
@@ -100,11 +107,16 @@ def symmetric(A: KernelOperator) -> KernelOperator:
 
 
 class _State(NamedTuple):
-    """Conjugate gradients for B columns: iterate, residual, direction, r . P^-1 r, who runs."""
+    """Conjugate gradients for B columns: iterate, residual, direction, r . P^-1 r, who runs.
+
+    P^-1 is taken over the scale of what it makes of the first residual, and `scale` is that: so
+    nothing here is of the order of A or of the preconditioner but the iterate.
+    """
 
     x: jax.Array
     r: jax.Array
     p: jax.Array
+    scale: jax.Array
     rz: jax.Array
     running: jax.Array
     step: jax.Array
@@ -121,19 +133,26 @@ def _size(r: jax.Array) -> jax.Array:
 @jax.jit
 def _begin(M: Callable, x: jax.Array, r: jax.Array, target: jax.Array, step: jax.Array) -> _State:
     z = M(r)
-    return _State(x, r, z, _inner(r, z), _size(r) > target, step)
+    scale = scale_of(z, 0)
+    z = z / scale
+    return _State(x, r, z, scale, _inner(r, z), _size(r) > target, step)
 
 
 def _advance(A: KernelOperator, M: Callable, target: jax.Array, s: _State) -> _State:
-    q = A @ s.p
-    curvature = _inner(s.p, q)
+    size = scale_of(s.p, 0)
+    p = s.p / size
+    q = A @ p
+    order = scale_of(q, 0)  # of A
+    q = q / order
+    curvature = _inner(p, q)
     running = s.running & (curvature > 0)  # rounding, where it is not
-    alpha = jnp.where(running, s.rz / jnp.where(running, curvature, 1), 0)
-    x, r = s.x + alpha[None] * s.p, s.r - alpha[None] * q
-    z = M(r)
+    alpha = jnp.where(running, s.rz / size[0] / jnp.where(running, curvature, 1), 0)[None]
+    x, r = s.x + alpha / order * p, s.r - alpha * q
+    z = M(r) / s.scale
     rz = _inner(r, z)
     beta = jnp.where(running, rz / jnp.where(running, s.rz, 1), 0)
-    return _State(x, r, z + beta[None] * s.p, rz, running & (_size(r) > target), s.step + 1)
+    running = running & (_size(r) > target)
+    return _State(x, r, z + beta[None] * s.p, s.scale, rz, running, s.step + 1)
 
 
 @jax.jit
@@ -199,7 +218,8 @@ def solve(
         preconditioner is no function.
     ValueError
         If A is not symmetric and positive semi-definite, b does not fit or is not finite, the
-        tolerance is not positive, or the iterations are fewer than 1.
+        tolerance is not positive, the iterations are fewer than 1, or x is beyond the range of the
+        dtype.
     NotConverged
         If a column is not within the tolerance at the end; its `solution` is what there is.
 
@@ -208,7 +228,8 @@ def solve(
     A product with a block (n, B) a step. The residual is computed once more from x at the end and
     that is what counts; where rounding has let the recursion drift from it, the iteration starts
     again from x. The error falls in the norm of A, the residual need not. No less than about
-    epsilon times the condition number can be reached. Not under `jit`: it ends when it is done.
+    epsilon times the condition number can be reached. Free of the scales of A and of each column of
+    b. Not under `jit`: it ends when it is done.
 
     References
     ----------
@@ -243,6 +264,8 @@ def solve(
     M = preconditioner if travels else Partial(preconditioner or _same)
 
     block = b.astype(A.dtype).reshape(b.shape[0], -1)
+    order = scale_of(block, 0)
+    block = block / order
     norms = np.asarray(_size(block))
     scale, target = np.where(norms == 0, 1, norms), jnp.asarray(within * norms, A.dtype)
     x, r, taken, converged = jnp.zeros_like(block), block, 0, False
@@ -260,6 +283,12 @@ def solve(
         if converged or taken >= iterations or not history[-1].max() < before / 2:
             break
 
+    x = order * x
+    if converged and not jnp.all(jnp.isfinite(x)):
+        raise ValueError(
+            f"`b` must have an x in the range of {A.dtype}, got values beyond it. Divide `b` by "
+            "its size, and multiply what is made of x by it."
+        )
     solution = Solution(
         x=x.reshape(b.shape),
         residuals=jnp.asarray(np.stack(history)).reshape(-1, *b.shape[1:]),
@@ -270,7 +299,7 @@ def solve(
         cure = (
             "Use more `iterations`, a larger ridge, or a preconditioner of larger rank."
             if taken >= iterations
-            else f"Rounding in {A.dtype} allows no less: use a larger ridge, or float64."
+            else f"Rounding in {A.dtype} allows no less: use a larger ridge, or {finer(A.dtype)}."
         )
         raise NotConverged(
             f"`tolerance` must be reached, {within:.1e}, got relative residuals of up to "
@@ -289,8 +318,10 @@ def _cholesky(square: jax.Array, jitter: jax.Array) -> jax.Array:
 def _factor(rows: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Turn rows C^T and R with R R^T = W into F with F^T F = C W^-1 C^T and orthogonal rows."""
     root = solve_triangular(lower, rows, lower=True)
-    values, rotation = jnp.linalg.eigh(_dot(root, root.T))
-    return _dot(rotation.T, root), jnp.maximum(values, 0)
+    square = _dot(root, root.T)
+    scale = scale_of(square)
+    values, rotation = jnp.linalg.eigh(square / scale)
+    return _dot(rotation.T, root), scale * jnp.maximum(values, 0)
 
 
 def nystrom(key: jax.Array, A: KernelOperator, *, rank: int) -> Nystrom:
@@ -352,11 +383,11 @@ def nystrom(key: jax.Array, A: KernelOperator, *, rank: int) -> Nystrom:
         units = jnp.zeros((A.shape[0], at.size), A.dtype).at[at, jnp.arange(at.size)].set(1)
         rows = A.scale * A.product(units).T
     else:
-        rows = A.scale * A.rows(examples)
+        rows = A.scale * A.rows(examples).astype(A.dtype)
     square = rows[:, at]
     square = (square + square.T) / 2
     # as far as rounding goes, W may be indefinite; the smallest power of ten above that
-    jitter = jnp.finfo(A.dtype).eps * jnp.trace(square)
+    jitter = jnp.finfo(A.dtype).eps * jnp.trace(square) + jnp.finfo(A.dtype).tiny
     for _ in range(8):
         lower = _cholesky(square, jitter)
         if jnp.all(jnp.isfinite(lower)):
@@ -365,5 +396,5 @@ def nystrom(key: jax.Array, A: KernelOperator, *, rank: int) -> Nystrom:
         jitter = 10 * jitter
     raise ValueError(
         "`A` must be positive semi-definite to rounding, got rows that are not. Compute the kernel "
-        'at precision="highest", or in float64.'
+        'at precision="highest"' + (", or in float64." if A.dtype != np.float64 else ".")
     )

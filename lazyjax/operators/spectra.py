@@ -8,9 +8,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lazyjax import checks
+from lazyjax.norms import norm, scale_of
 from lazyjax.operators.algebra import KernelOperator
 from lazyjax.operators.lanczos import lanczos
-from lazyjax.operators.solves import NotConverged, symmetric
+from lazyjax.operators.solves import NotConverged, finer, symmetric
+
+_UNSEEN = 1e-4  # how little of a vector a random start may hold, of the usual n^-1/2
 
 
 class Eigenpairs(NamedTuple):
@@ -23,8 +26,7 @@ class Eigenpairs(NamedTuple):
     vectors : (n, k)
         Orthonormal columns.
     residuals : (k,)
-        norm(A u - lambda u), by the recursion, and rounding; an eigenvalue of A is within it of
-        each value.
+        norm(A u - lambda u), computed from u; an eigenvalue of A is within it of each value.
     """
 
     values: jax.Array
@@ -55,7 +57,8 @@ class SpectralDensity(NamedTuple):
         values = f(self.nodes)
         weights = self.weights.reshape(self.weights.shape + (1,) * (values.ndim - 2))
         a_probe = jnp.sum(weights * values, axis=1)
-        error = jnp.std(a_probe, axis=0, ddof=1) / a_probe.shape[0] ** 0.5
+        scale = scale_of(a_probe, 0)  # squares need not be in range
+        error = scale[0] * jnp.std(a_probe / scale, axis=0, ddof=1) / a_probe.shape[0] ** 0.5
         return jnp.mean(a_probe, axis=0), error
 
     def cumulative(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -104,6 +107,55 @@ class SpectralDensity(NamedTuple):
         return self.mean(normal)
 
 
+class _Found(NamedTuple):
+    """Ritz pairs, descending: values (m,), rows (m, n); the worst residual, and if it will do."""
+
+    values: jax.Array
+    vectors: jax.Array
+    residual: jax.Array
+    sure: bool
+
+
+def _above(
+    key: jax.Array,
+    A: KernelOperator,
+    known: _Found,
+    *,
+    k: int,
+    largest: jax.Array,
+    within: float,
+    depth: int,
+) -> _Found:
+    """Find up to k pairs above the k-th one known, in the complement of those known.
+
+    None at all is sure once the largest Ritz value of the complement has converged. With the gap g
+    to the k-th value, a residual below c g says that the start held less than c of every vector
+    that it does not know of: the largest Ritz vector holds no less of such a one than the start.
+    """
+    n, m = A.shape[0], len(known.values)
+    limit = min(max(depth, k), n - m)
+    steps = min(32 if m else max(2 * k, 32), limit)
+    key, start_key = jax.random.split(key)
+    start = jax.random.normal(start_key, (1, n), A.dtype)
+    while True:
+        again = jax.random.clone(key)
+        found = lanczos(A, start, depth=steps, without=known.vectors, key=again)
+        values, inner = (a[0, ..., ::-1] for a in found.eigh())
+        bounds = jnp.abs(found.off[0, -1] * inner[-1])
+        largest = jnp.maximum(largest, jnp.max(jnp.abs(values)))
+        allowed, above = within * largest, k
+        if m:
+            gap = known.values[-1] + allowed - values[0]
+            above = min(k, int(jnp.sum(values > known.values[-1] + allowed)))
+            allowed = allowed if above else jnp.maximum(allowed, _UNSEEN / n**0.5 * gap)
+        worst = jnp.max(bounds[: max(above, 1)])
+        sure = bool(worst <= allowed)
+        if sure or steps == limit:
+            vectors = jnp.matmul(inner[:, :above].T, found.vectors[0], precision="highest")
+            return _Found(values[:above], vectors, worst, sure)
+        steps = min(2 * steps, limit)
+
+
 def top_eigenpairs(
     key: jax.Array,
     A: KernelOperator,
@@ -114,10 +166,12 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """Compute the k largest eigenvalues and their vectors, by Lanczos with reorthogonalisation.
 
+    Repeated ones count as often as they are there.
+
     Parameters
     ----------
     key : key
-        Of the random start.
+        Of the random starts.
     A : KernelOperator
         Symmetric and positive semi-definite.
     k : int
@@ -126,7 +180,7 @@ def top_eigenpairs(
         Of norm(A u - lambda u) / lambda_max; epsilon^(2/3) by default, 4e-11 in float64. The
         eigenvalues are closer, by the square of it over their gaps.
     depth : int
-        Steps at most; they double until the tolerance is met.
+        Steps of a run at most; they double until the tolerance is met.
 
     Returns
     -------
@@ -140,17 +194,23 @@ def top_eigenpairs(
         If A is not symmetric and positive semi-definite, k is not in 1 to n, or the tolerance or
         the depth is not positive.
     NotConverged
-        If the tolerance is not met at the greatest depth; its `solution` is what there is.
+        If the tolerance is not met at the greatest depth, or by the vectors themselves; its
+        `solution` is what there is.
 
     Notes
     -----
-    About twice the last depth products with one vector, and depth x n numbers of memory. One start
-    finds one vector of an eigenvalue that is repeated exactly, as those of a kernel (N, N) that is
-    taken for K outputs: keep that kernel (N, N). Not under `jit`.
+    One start sees one vector of an eigenvalue that is repeated. So where k > 1 the pairs found are
+    held fast and further runs, each from a new random vector, look for larger ones than the k-th in
+    their complement until there are none: one run more if nothing is repeated, r more if an
+    eigenvalue is r times there. The first run takes about twice its last depth products with one
+    vector, a further one as many as its largest value needs, 64 or more; at the end there is one
+    product with a block (n, k). depth x n numbers of memory. A kernel (N, N) that is taken for K
+    outputs repeats everything K times: keep it (N, N). Not under `jit`.
 
     References
     ----------
-    Parlett 1998, section 13.2 (the bound on the residual); Golub and Van Loan 2013, section 10.1.
+    Parlett 1998, sections 13.2 (the bound on the residual) and 13.10 (a vector of a repeated
+    eigenvalue); Golub and Van Loan 2013, section 10.1.
 
     Examples
     --------
@@ -167,35 +227,53 @@ def top_eigenpairs(
         raise ValueError(f"`k` must be at most the order of `A`, {n}, got {k}. Use fewer.")
     within = float(jnp.finfo(A.dtype).eps) ** (2 / 3) if tolerance is None else tolerance
     checks.positive("tolerance", within)
-    start = jax.random.normal(key, (1, n), A.dtype)
-    limit = min(max(depth, k), n)
-    steps = min(max(2 * k, 32), limit)
-    while True:
-        found = lanczos(A, start, depth=steps)
-        values, inner = jnp.linalg.eigh(found.matrix[0])
-        largest = jnp.max(jnp.abs(values))
-        values, inner = values[::-1][:k], inner[:, ::-1][:, :k]
-        bounds = jnp.abs(found.off[0, -1] * inner[-1]) + jnp.finfo(A.dtype).eps * largest
-        if jnp.all(bounds <= within * largest) or steps == limit:
+
+    # to half the tolerance: what the vectors held fast still couple to comes in addition
+    zero = jnp.zeros((), A.dtype)
+    known = _Found(jnp.zeros(0, A.dtype), jnp.zeros((0, n), A.dtype), zero, True)
+    largest, sure, residual = zero, True, zero
+    while sure:
+        key, start = jax.random.split(key)
+        found = _above(start, A, known, k=k, largest=largest, within=within / 2, depth=depth)
+        sure, residual = found.sure, found.residual
+        if not len(found.values):
             break
-        steps = min(2 * steps, limit)
-    vectors = jnp.matmul(found.vectors[0].T, inner, precision="highest")
-    pairs = Eigenpairs(values, vectors, bounds)
-    # a vector of no length: the Krylov space of the start has fewer than k dimensions
-    missing = jnp.sum(jnp.linalg.norm(vectors, axis=0) < 0.5)
-    if missing:
+        values = jnp.concatenate([known.values, found.values])
+        order = jnp.argsort(-values)[:k]
+        vectors = jnp.concatenate([known.vectors, found.vectors])[order]
+        known = known._replace(values=values[order], vectors=vectors)
+        largest = jnp.max(jnp.abs(values))
+        if k in (1, n):
+            break
+    pairs = _rotated(A, known.vectors.T)
+    largest = jnp.max(jnp.abs(pairs.values))
+    if not sure:
         raise NotConverged(
-            f"`k` must be at most the number of distinct eigenvalues, got {k}, of which {missing} "
-            "are missing. Use fewer.",
+            f"`tolerance` must be met in {min(max(depth, k), n)} steps, {within:.1e}, got "
+            f"residuals of {residual / largest:.1e} lambda_max. Use a larger `depth`, or a smaller "
+            "k.",
             pairs,
         )
-    if jnp.any(bounds > within * largest):
+    if jnp.any(pairs.residuals > within * largest):
         raise NotConverged(
-            f"`tolerance` must be met in {limit} steps, {within:.1e}, got residuals of "
-            f"{jnp.max(bounds) / largest:.1e} lambda_max. Use a larger `depth`, or a smaller k.",
+            f"`tolerance` must be met by A u - lambda u, {within:.1e}, got "
+            f"{jnp.max(pairs.residuals) / largest:.1e} lambda_max. Rounding in {A.dtype} or in the "
+            f'products allows no less: use a kernel at precision="highest", or {finer(A.dtype)}.',
             pairs,
         )
     return pairs
+
+
+def _rotated(A: KernelOperator, U: jax.Array) -> Eigenpairs:
+    """Give the eigenpairs of A in the span of U (n, k), with their residuals."""
+    U, _ = jnp.linalg.qr(U)
+    product = A @ U
+    square = jnp.matmul(U.T, product, precision="highest")
+    scale = scale_of(square)
+    values, rotation = jnp.linalg.eigh(square / scale)
+    values, rotation = scale * values[::-1], rotation[:, ::-1]
+    U, product = (jnp.matmul(a, rotation, precision="highest") for a in (U, product))
+    return Eigenpairs(values, U, jax.vmap(norm, 1)(product - U * values[None]))
 
 
 def spectral_density(
@@ -246,5 +324,5 @@ def spectral_density(
     checks.whole("probes", probes, least=2, cure="One has no standard error.")
     checks.whole("depth", depth, least=1)
     v = jax.random.rademacher(key, (probes, A.shape[0]), A.dtype)
-    nodes, vectors = jnp.linalg.eigh(lanczos(A, v, depth=min(depth, A.shape[0])).matrix)
+    nodes, vectors = lanczos(A, v, depth=min(depth, A.shape[0])).eigh()
     return SpectralDensity(nodes, vectors[:, 0] ** 2)

@@ -1,0 +1,164 @@
+"""`verify` finds a wrong kernel, names the leaf and its rule, and passes every right one."""
+
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel_models import MODELS, ROUNDED, normal
+
+from lazyjax import WrongKernel, kernel_store, verify
+from lazyjax.kernels import METHODS, REDUCTIONS, factors, walk
+from lazyjax.kernels.methods import Method
+from lazyjax.verification import Check
+
+X = jnp.asarray(normal(1, 5, 4))
+P = {
+    "w": jnp.asarray(normal(0, 4, 6)),
+    "b": jnp.asarray(normal(1, 1, 6)),
+    "c": jnp.asarray(normal(2, 6, 3)),
+}
+TABLE = {"t": jnp.asarray(normal(0, 6, 5)), "c": jnp.asarray(normal(2, 5, 3))}
+TOKENS = jnp.asarray([0, 3, 5, 2, 3])
+
+
+def with_a_factor(p, x):
+    return jnp.tanh(x @ p["w"] + 0.1 * p["b"]) @ p["c"]
+
+
+def lookups(p, i):
+    return jnp.tanh(p["t"][::-1][i] + p["t"][(2 * i + 1) % 6]) @ p["c"]
+
+
+REDUCED = pytest.mark.parametrize("reduce", REDUCTIONS)
+
+
+@REDUCED
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bias_that_lost_its_factor_is_found_and_named(reduce, seed):
+    right = walk.Bias
+    f = lambda p, x: with_a_factor(p, x)  # noqa: E731 (a new function: compiled anew)
+    with (
+        patch.object(walk, "Bias", lambda leaf, factor: right(leaf, 1.0)),
+        pytest.raises(
+            WrongKernel, match=r"`b` is off by .* the bias of w \(dot_general at .*rule: as that"
+        ),
+    ):
+        verify(f, P, X, reduce=reduce, method="structured_derivatives", seed=seed)
+
+
+@REDUCED
+@pytest.mark.parametrize("seed", range(5))
+def test_lookups_in_two_orders_are_found_and_named(reduce, seed):
+    f = lambda p, x: lookups(p, x)  # noqa: E731
+    with (
+        patch.object(walk, "in_order", lambda roles: True),
+        pytest.raises(WrongKernel, match=r"`t` is off by .* rows by index, 2 times"),
+    ):
+        verify(f, TABLE, TOKENS, reduce=reduce, method="structured_derivatives", seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_factors_that_overflow_are_found(seed):
+    f = lambda p, x: jnp.tanh((1e-25 * x) @ p["w"] * 1e25) @ p["c"]  # noqa: E731
+    small, x = jax.tree.map(lambda a: a.astype(jnp.float32), (P, X))
+    right = factors.scale_of
+    with (
+        patch.object(factors, "scale_of", lambda a: jnp.ones_like(right(a))),
+        pytest.raises(WrongKernel, match="`w` is off by"),
+    ):
+        verify(f, small, x, method="structured_derivatives", seed=seed)
+
+
+def test_a_whole_that_is_not_the_sum_of_its_leaves_is_found():
+    engine = METHODS["jacobian_contraction"].engine
+
+    def doubled(model, x, task):
+        made = engine(model, x, task)
+        if task.apart:
+            return made
+        (contract,) = made.contract.values()
+        twice = lambda f1, f2: {i: 2 * k for i, k in contract(f1, f2).items()}  # noqa: E731
+        return made._replace(contract={"jacobian": twice})
+
+    f = lambda p, x: with_a_factor(p, x)  # noqa: E731
+    with (
+        patch.dict(METHODS, {"jacobian_contraction": Method(doubled, False)}),
+        pytest.raises(WrongKernel, match="every leaf right by itself"),
+    ):
+        verify(f, P, X, method="jacobian_contraction")
+
+
+@REDUCED
+@pytest.mark.parametrize("x2", [None, X[:2] + 1])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_right_kernel_passes_in_every_dtype(dtype, x2, reduce):
+    params, x, other = jax.tree.map(lambda a: a.astype(dtype), (P, X, x2))
+    found = verify(with_a_factor, params, x, other, reduce=reduce, outputs=[2, 0], batch_size=2)
+    assert set(found.leaves) == {"w", "b", "c"}
+    for check in (found.whole, *found.leaves.values()):
+        assert check.error <= check.tolerance
+        # a tolerance that lets a wrong factor pass is none
+        assert check.tolerance < min(3000 * float(jnp.finfo(dtype).eps), 0.5)
+
+
+SOME = ["convolution: groups and stride", "a tied decoder", "scan over layers", "pytree outputs"]
+ROWS = [
+    pytest.param(
+        name, method, marks=() if name in SOME and method == "auto" else pytest.mark.thorough
+    )
+    for name in MODELS
+    for method in ("auto", *METHODS)
+]
+
+
+@pytest.mark.parametrize(("name", "method"), ROWS)
+def test_every_row_of_the_table_is_right(name, method):
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        case = MODELS[name]()
+        if name == "while_loop":
+            with pytest.raises(ValueError, match="reverse mode"):
+                verify(case.f, case.params, case.x1)
+            return
+        verify(case.f, case.params, case.x1, case.x2, method=method)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ROUNDED)
+def test_every_rounded_row_of_the_table_is_right(name):
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        case = ROUNDED[name]()
+        verify(case.f, case.params, case.x1, case.x2)
+
+
+def test_masks_and_constants_are_those_of_the_kernel():
+    found = verify(with_a_factor, {**P, "n": jnp.arange(3)}, X, wrt=lambda path: path in "bn")
+    assert set(found.leaves) == {"b"}
+
+
+def test_what_nothing_depends_on_is_right():
+    assert verify(with_a_factor, {**P, "u": jnp.ones(2)}, X, wrt=lambda p: p == "u").whole == Check(
+        0, 0
+    )
+
+
+def test_a_store_is_checked_before_the_long_work_unless_it_is_told_not_to(tmp_path):
+    wrong = lambda p, x: lookups(p, x)  # noqa: E731
+    with patch.object(walk, "in_order", lambda roles: True):
+        with pytest.raises(WrongKernel, match="`t` is off"):
+            kernel_store(wrong, TABLE, TOKENS, path=tmp_path / "k", memory="1GiB")
+        assert not (tmp_path / "k").exists()
+        kernel_store(wrong, TABLE, TOKENS, path=tmp_path / "k", memory="1GiB", verify=False)
+
+
+def test_the_record_travels_with_the_error():
+    f = lambda p, x: lookups(p, x)  # noqa: E731
+    with (
+        patch.object(walk, "in_order", lambda roles: True),
+        pytest.raises(WrongKernel) as raised,
+    ):
+        verify(f, TABLE, TOKENS)
+    found = raised.value.verification
+    assert found.leaves["t"].error > found.leaves["t"].tolerance
+    assert np.isfinite(found.whole.error)
