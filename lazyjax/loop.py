@@ -202,6 +202,25 @@ def run_chunk(
     return run(f, loss, params0, data, key, state, *where)
 
 
+def one_step(
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    f: ModelFunction,
+    loss: Loss,
+    params: Params,
+    data: Dataset,
+) -> Any:
+    """Take one step on all data, from a fresh state: what a run is made of, to be traced."""
+
+    def one(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> Any:
+        value, gradient = jax.value_and_grad(partial(objective, f, loss))(params, data)
+        return value, optimizer.update(gradient, optimizer.init(params), params)
+
+    if plan.members is not None:
+        one = jax.vmap(one, (0, 0, 0, plan.data_axis), axis_size=plan.members)
+    return one(f, loss, params, data)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def start(optimizer: optax.GradientTransformation, members: int | None, params: Params) -> State:
     """Give the state at w0, with fresh buffers: the chunk consumes its state."""

@@ -12,6 +12,7 @@ from lazyjax import checks
 from lazyjax.derivatives import jvp
 from lazyjax.kernels import matrix
 from lazyjax.norms import norm, scale_of, widened
+from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params, leaf_names
 
 
@@ -454,4 +455,5 @@ def kappa(
     checks.whole("restarts", restarts, least=1)
     checks.whole("iterations", iterations, least=1)
     with jax.default_matmul_precision("highest"):  # the model's own products included
-        return _kappa(checks.model_function(f), params0, x, y, key, restarts, iterations)
+        f = as_it_is(checks.model_function(f), params0, one_example(x))
+        return _kappa(f, params0, x, y, key, restarts, iterations)

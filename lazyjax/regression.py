@@ -24,6 +24,7 @@ from lazyjax.operators import KernelOperator, NotConverged, Nystrom, solve
 from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
 from lazyjax.operators.lanczos import lanczos
 from lazyjax.operators.solves import symmetric
+from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
 
 _FIRST_DEPTH = 16
@@ -365,12 +366,12 @@ def tangent_parameters(
     Raises
     ------
     TypeError
-        If `f` is not callable, `params0` or the coefficients hold no floats, or the batch size is
-        no whole number.
+        If `f` is not callable or gives several arrays, `params0` or the coefficients hold no
+        floats, or the batch size is no whole number.
     ValueError
-        If the coefficients do not have the shape of f(params0, x), f has no single output array,
-        or the batch size is below 1; if examples see each other (batch normalisation in training
-        mode) and there are more than the batch size.
+        If the coefficients do not have the shape of f(params0, x), or the batch size is below 1; if
+        examples see each other (batch normalisation in training mode) and there are more than the
+        batch size.
 
     Examples
     --------
@@ -378,14 +379,14 @@ def tangent_parameters(
     >>> tangent_parameters(f, jnp.zeros((2, 1)), jnp.eye(2), jnp.ones((2, 1)))[:, 0].tolist()
     [1.0, 1.0]
     """
-    f = checks.model_function(f)
+    f = as_it_is(checks.model_function(f), params0, one_example(x))
     checks.floating("params0", params0)
     checks.floating("coefficients", coefficients)
     checks.whole("batch_size", batch_size, least=1)
     n = checks.batch("x", x)
     outputs = jax.tree.leaves(jax.eval_shape(f, params0, x))
     if len(outputs) != 1:
-        raise ValueError(
+        raise TypeError(
             f"`f` must return one array, got {len(outputs)}. Choose one: lambda p, x: f(p, x)[0]."
         )
     (like,) = outputs

@@ -25,6 +25,7 @@ from lazyjax.checkpoints import fingerprint, load_tree, save_tree, what_is
 from lazyjax.derivatives import constants
 from lazyjax.spectrum import largest_eigenvalue
 from lazyjax.tangent import output_scale
+from lazyjax.traces import as_it_is
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, leaf_names
 
 _BLOCK_STEPS = 64  # enough to spread what a block costs over its steps
@@ -167,8 +168,9 @@ def _history(
     reference = np.where(borrowed, all0, own0)
     with np.errstate(all="ignore"):  # all of w0 may be 0: movement inf
         layers = movement / reference[..., None, :]
-        whole = np.divide(movement, all0[..., None], dtype=np.float64)  # where squares keep in range
-        whole = np.sqrt(np.sum(np.square(whole), -1)).astype(movement.dtype)
+        relative = movement / all0[..., None]
+        squares = np.einsum("...i,...i->...", relative, relative, dtype=np.float64)  # in its range
+        whole = np.sqrt(squares).astype(movement.dtype)
     names = leaf_names(params0)
     diverged = [int(t) if t <= steps else None for t in np.atleast_1d(diverged_at)]
     return History(
@@ -297,6 +299,8 @@ def run(
     keys = None if full or key is None else key
     if keys is not None and members is not None:
         keys = jax.random.split(keys, members)
+    # the model as it is now, and with it the loss and the optimiser
+    now = as_it_is(f, loss, params, data, function=partial(loop.one_step, optimizer, plan))
 
     lead = () if members is None else (members,)
     state = loop.start(optimizer, members, params)
@@ -321,7 +325,7 @@ def run(
             recipe = "checkpoint of the training run " + _recipe(
                 plan,
                 partial(loop.run_chunk, optimizer, plan),
-                (f, loss, params, data, keys, state, *where(0)),
+                (now, loss, params, data, keys, state, *where(0)),
             )
         if Path(checkpoint).exists():
             if what_is(checkpoint) != recipe:
@@ -345,7 +349,7 @@ def run(
             break
         with _with_gradient(plan, f, loss, params, data):
             state, records = loop.run_chunk(
-                optimizer, plan, f, loss, params, data, keys, state, *where(chunk)
+                optimizer, plan, now, loss, params, data, keys, state, *where(chunk)
             )
         if chunk == 0:
             curve = curve.astype(records.loss.dtype)
@@ -362,7 +366,7 @@ def run(
     diverged_at = np.asarray(state.diverged_at)
     history = _history(plan, params, own0, grid, curve, movement, recorded, diverged_at)
     if not full:
-        history = replace(history, data_loss=_data_losses(plan, f, loss, data, history))
+        history = replace(history, data_loss=_data_losses(plan, now, loss, data, history))
     _warn_of_divergence(f, params, data, history, data_axis)
     _warn_of_rounding(f, params, own0, history)
     return history

@@ -11,6 +11,7 @@ import optax
 from lazyjax import checks
 from lazyjax.derivatives import linearization
 from lazyjax.norms import norm, scale_of, widened
+from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
 
 
@@ -266,7 +267,8 @@ def largest_eigenvalue(
     checks.whole("iterations", iterations, least=1)
     checks.positive("tolerance", tolerance)
     key = jax.random.key(0) if key is None else key
-    return _power_iteration(checks.model_function(f), params, x, key, tolerance, iterations)
+    f = as_it_is(checks.model_function(f), params, one_example(x))
+    return _power_iteration(f, params, x, key, tolerance, iterations)
 
 
 class WishartEdge(NamedTuple):

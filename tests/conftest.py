@@ -29,6 +29,9 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 
 
 COMPILED_LITTLE = {
+    "test_kinds_of_faults",
+    "test_traces",
+    "test_verification",
     "test_batches",
     "test_command_line",
     "test_digits_kernel",

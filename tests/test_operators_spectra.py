@@ -243,6 +243,14 @@ def test_repeated_eigenvalues_count_as_often_as_they_are_there(name, dtype):
         assert found.residuals.max() <= tolerance * wanted[0]
 
 
+def test_copies_are_found_where_no_krylov_space_ends():
+    values = np.repeat(1 / np.arange(1, 51) ** 2.0, 3)
+    for tied in (values, values * (1 + 1e-9 * np.random.default_rng(0).normal(size=150))):
+        found = top_eigenpairs(jax.random.key(1), as_operator(kernel(tied)), 11)
+        np.testing.assert_allclose(found.values, np.sort(tied)[::-1][:11], atol=4e-11)
+        np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(11), atol=1e-14)
+
+
 def test_one_run_more_tells_that_nothing_is_repeated_and_none_for_the_largest_alone():
     seen = []
     A = on_the_host(kernel(SPECTRA["power law"]), seen)
@@ -297,6 +305,10 @@ def test_nothing_depends_on_the_scale_of_the_kernel_in_float32(scale):
         a, b = (trace(jax.random.key(0), A, rank=rank) for A in (plain, scaled))
         near(np.float64(b.value) / scale, a.value)
         near(np.float64(b.error) / scale, a.error, 1e-2)
+    probes = jax.random.normal(jax.random.key(1), (3, N), np.float32)
+    a, b = (quadratures(A, probes, A.shift, of="inverse", depth=4) for A in (plain, scaled))
+    near(np.float64(b.low) * scale, a.low)
+    near(np.float64(b.high) * scale, a.high)
     a, b = (inverse_trace(jax.random.key(0), A) for A in (plain, scaled))
     near(np.float64(b.value) * scale, a.value, 1e-3)
     near(np.float64(b.error) * scale, a.error, 1e-2)

@@ -160,7 +160,7 @@ def test_parameters_in_blocks_are_for_examples_that_are_alone():
             near(one - base, np.asarray(gradient), 1e-12)
         with pytest.raises(ValueError, match="`f` must treat each example alone|batch"):
             tangent_parameters(f, w, x, a, batch_size=7)
-    with pytest.raises(ValueError, match="`f` must return one array, got 2"):
+    with pytest.raises(TypeError, match="`f` must return one array, got 2"):
         tangent_parameters(lambda w, x: (alone(w, x), alone(w, x)), w, x, c)
 
 

@@ -169,11 +169,11 @@ def test_the_rank_of_half_precision_does_not_count_its_rounding():
     assert numerical_rank(jnp.asarray(a @ a.T, jnp.float16)) == 3
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_kernel_of_zeros_has_rank_zero_and_every_rate_is_stable(sign):
-    nothing = sign * jnp.zeros((3, 3))
+def test_a_kernel_of_zeros_has_rank_zero_and_every_rate_is_stable():
+    nothing = jnp.zeros((3, 3))
     assert numerical_rank(nothing) == 0
-    assert critical_learning_rate(nothing, outputs=2) == jnp.inf
+    for almost in (nothing, -nothing, -1e-20 * jnp.eye(3)):  # rounding below zero
+        assert critical_learning_rate(almost, outputs=2) == jnp.inf
     assert critical_learning_rate(nothing, outputs=2, ridge=0.5) == 12
     with pytest.raises(ValueError, match="`kernel` must have a positive eigenvalue, got none"):
         effective_rank(nothing)

@@ -47,7 +47,7 @@ def by_global():
 
 
 def by_array():
-    held = np.ones(2)
+    held = np.ones((1, 2))
     return lambda w, x: jnp.tanh(x @ w) * held, lambda value: held.__setitem__(slice(None), value)
 
 
@@ -77,15 +77,18 @@ USES = {
     "kernel_store": lambda f, path: kernel_store(f, W, X, path=path, memory="1GiB")[:],
     "train": lambda f, path: train(f, W, Dataset(X, Y), optax.sgd(0.1), steps=3).loss,
 }
-ONLY_VALUES = {"kappa", "ntk_operator", "largest_eigenvalue"}
+# a rule that is not that of a derivative makes different maps of J and J^T
+ROWS = [
+    (way, use)
+    for way in WAYS
+    for use in USES
+    if way != "by_rule" or use not in ("kappa", "ntk_operator", "largest_eigenvalue")
+]
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "use"), ROWS)
 def test_a_function_that_has_changed_is_used_as_it_is(way, use, tmp_path):
     f, change = WAYS[way]()
-    if way == "by_rule" and use in ONLY_VALUES:
-        pytest.skip("a rule that is not that of a derivative: J and J^T are different maps")
     before = np.asarray(USES[use](f, tmp_path / "one"))
     change(3.0)
     fresh, change_fresh = WAYS[way]()
@@ -93,7 +96,7 @@ def test_a_function_that_has_changed_is_used_as_it_is(way, use, tmp_path):
     expected = np.asarray(USES[use](fresh, tmp_path / "two"))
     found = np.asarray(USES[use](f, tmp_path / "three"))
     np.testing.assert_array_equal(found, expected)
-    assert np.linalg.norm(found - before) > 0.1 * np.linalg.norm(before)
+    assert np.linalg.norm(found - before) > 0.01 * np.linalg.norm(before)
     change(1.0)
     np.testing.assert_array_equal(USES[use](f, tmp_path / "four"), before)
 

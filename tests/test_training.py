@@ -459,9 +459,12 @@ def test_movements_are_free_of_the_size_of_the_weights(power, data):
 def test_weights_may_grow_from_next_to_nothing():
     data = Dataset(jnp.ones((4, 1), jnp.float32), jnp.ones((4, 1), jnp.float32))
     f = lambda w, x: w * x  # noqa: E731 (a function of one line)
-    w0 = jnp.asarray(1e-25, jnp.float32)
-    history = train(f, w0, data, optax.sgd(0.25), steps=1)
-    assert history.weight_movement.tolist() == pytest.approx([0, 0.5e25])
+    starts = jnp.asarray([1e-25, 2.0, 1e-30], jnp.float32)
+    together = train_ensemble(f, starts, data, optax.sgd(0.25), steps=1)
+    for i, grown in enumerate((0.5e25, 0.25, 0.5e30)):
+        alone = train(f, starts[i], data, optax.sgd(0.25), steps=1)
+        for history in (alone, together.member(i)):
+            assert history.weight_movement.tolist() == pytest.approx([0, grown], rel=1e-6)
 
 
 def test_a_run_that_diverges_at_once_has_no_movement_to_warn_of(data):

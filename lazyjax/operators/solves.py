@@ -109,8 +109,7 @@ def symmetric(A: KernelOperator) -> KernelOperator:
 class _State(NamedTuple):
     """Conjugate gradients for B columns: iterate, residual, direction, r . P^-1 r, who runs.
 
-    P^-1 is taken over the scale of what it makes of the first residual, and `scale` is that: so
-    nothing here is of the order of A or of the preconditioner but the iterate.
+    P^-1 is taken over the scale of what it makes of the first residual, and `scale` is that.
     """
 
     x: jax.Array
@@ -142,12 +141,10 @@ def _advance(A: KernelOperator, M: Callable, target: jax.Array, s: _State) -> _S
     size = scale_of(s.p, 0)
     p = s.p / size
     q = A @ p
-    order = scale_of(q, 0)  # of A
-    q = q / order
     curvature = _inner(p, q)
     running = s.running & (curvature > 0)  # rounding, where it is not
     alpha = jnp.where(running, s.rz / size[0] / jnp.where(running, curvature, 1), 0)[None]
-    x, r = s.x + alpha / order * p, s.r - alpha * q
+    x, r = s.x + alpha * p, s.r - alpha * q
     z = M(r) / s.scale
     rz = _inner(r, z)
     beta = jnp.where(running, rz / jnp.where(running, s.rz, 1), 0)
