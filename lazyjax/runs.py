@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from lazyjax import checks, loop
 from lazyjax.checkpoints import fingerprint, load_tree, save_tree, what_is
@@ -261,7 +262,7 @@ def _with_gradient(plan: loop.Plan, *arguments: Any) -> Iterator[None]:
 
 
 def run(
-    f: ModelFunction,
+    f: Partial,
     params: Params,
     data: Dataset,
     optimizer: optax.GradientTransformation,

@@ -244,11 +244,12 @@ def test_repeated_eigenvalues_count_as_often_as_they_are_there(name, dtype):
 
 
 def test_copies_are_found_where_no_krylov_space_ends():
-    values = np.repeat(1 / np.arange(1, 51) ** 2.0, 3)
-    for tied in (values, values * (1 + 1e-9 * np.random.default_rng(0).normal(size=150))):
-        found = top_eigenpairs(jax.random.key(1), as_operator(kernel(tied)), 11)
-        np.testing.assert_allclose(found.values, np.sort(tied)[::-1][:11], atol=4e-11)
-        np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(11), atol=1e-14)
+    """Nor is there time for rounding to bring them in, as it does in longer runs."""
+    values = np.repeat(np.concatenate([[1.5, 1.4, 1.3, 1.2, 1.1], np.linspace(0, 1, 100)]), 2)
+    for tied in (values, values * (1 + 1e-11 * np.random.default_rng(0).normal(size=210))):
+        found = top_eigenpairs(jax.random.key(1), as_operator(kernel(tied)), 4, tolerance=1e-5)
+        np.testing.assert_allclose(found.values, [1.5, 1.5, 1.4, 1.4], atol=1e-8)
+        np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(4), atol=1e-13)
 
 
 def test_one_run_more_tells_that_nothing_is_repeated_and_none_for_the_largest_alone():

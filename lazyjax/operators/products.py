@@ -109,9 +109,9 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
 
         def through(c: jax.Array, start: Any) -> jax.Array:
             # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
-            u = jax.lax.optimization_barrier(scaled(partial(right.pull, start=start), c))
+            u = jax.lax.optimization_barrier(scaled(lambda c: right.pull(c, start), c))
             u = u if mesh is None else jax.lax.psum(u, mesh.axis_names)
-            return scaled(partial(left.push, start=start), u)
+            return scaled(lambda u: left.push(u, start), u)
 
         def one(c: jax.Array) -> jax.Array:
             if not setting.chunk:
