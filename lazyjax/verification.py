@@ -309,10 +309,12 @@ def _excess(check: Check) -> float:
 
 
 def _coarsest(call: Call) -> float:
-    """Give the epsilon of the coarsest floats on the way."""
+    """Give the epsilon of the coarsest floats on the way, the parameters' own among them."""
     model = jax.make_jaxpr(lambda f, params, x: f(params, x))(call.f, call.params, call.x1)
     exact = call.options.precision in ("highest", "float32") or jax.default_backend() == "cpu"
-    return max(epsilon(model.jaxpr), 0.0 if exact else 2.0**-10)
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(call.params)}
+    own = [float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.floating)]
+    return max(epsilon(model.jaxpr), *own, 0.0 if exact else 2.0**-10)
 
 
 def _of_output(
