@@ -25,7 +25,7 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("thorough", settings.get_profile("default"), max_examples=300)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
 
 
 COMPILED_LITTLE = {
@@ -58,7 +58,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="every method on every model, and ten times the random models",
+        help="every method on every model, and 1 000 random models",
     )
 
 

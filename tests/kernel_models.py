@@ -796,7 +796,7 @@ def vjp_sine_layer(h, w):
 def _vjp_sine_layer_bwd(residuals, g):
     h, w = residuals
     g = g * jnp.cos(h @ w)
-    return g @ w.T, h.T @ g
+    return (g @ w.T).astype(h.dtype), (h.T @ g).astype(w.dtype)
 
 
 vjp_sine_layer.defvjp(lambda h, w: (jnp.sin(h @ w), (h, w)), _vjp_sine_layer_bwd)

@@ -42,9 +42,9 @@ assert found > 0.1, "XLA is right: lazyjax.kernels.layouts.one_by_one has no use
 
 KINDS = """
 norm = lambda w: w / jnp.linalg.norm(w)  # a leaf that no rule covers: it is differentiated plainly
-by_vjp = jax.custom_vjp(conv)
+by_vjp = jax.custom_vjp(lambda w, x: conv(w, x))
 by_vjp.defvjp(lambda w, x: (conv(w, x), (w, x)), lambda kept, g: jax.vjp(conv, *kept)[1](g))
-by_jvp = jax.custom_jvp(conv)
+by_jvp = jax.custom_jvp(lambda w, x: conv(w, x))
 by_jvp.defjvp(lambda p, t: jax.jvp(conv, p, t))
 step = lambda w: lambda h, _: (jnp.tanh(conv(w, h)), None)
 energy = lambda w, x: jax.grad(lambda v: (jnp.tanh(conv(v, x[None])) ** 2).sum())(w)

@@ -188,7 +188,10 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
         [[i] for i in range(len(model.w))] if task.apart else [list(range(len(model.w)))]
     )
 
+    examples = one_by_one(model.jaxpr.jaxpr)
+
     def of_leaves(chosen: list[int], x1: Any, x2: Any) -> jax.Array:
+        @examples.model
         def function(moving: Weights, x: Any) -> jax.Array:
             w = list(model.w)
             for i, value in zip(chosen, moving, strict=True):
@@ -205,7 +208,7 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
             cotangents = jnp.eye(y.size, dtype=y.dtype)
             # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
             rows = jax.lax.optimization_barrier(jax.vmap(lambda u: pullback(u)[0])(cotangents))
-            products = jax.vmap(partial(scaled, product))(rows)  # (C, B1, C)
+            products = examples.each(partial(scaled, product), rows)  # (C, B1, C)
             return jnp.einsum(_FROM_PRODUCTS[task.reduce], products)
 
         kernel = jnp.moveaxis(jax.lax.map(against, x2), 0, 1)
