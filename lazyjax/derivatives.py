@@ -6,42 +6,22 @@ cotangent, so the vjp of the vjp is the jvp. Such functions are found in the jax
 `jax.jvp`, at half the cost.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-
-def inner_jaxprs(value: Any) -> Iterator[Any]:
-    """Jaxprs among the parameters of an equation, open or closed, alone or in a tuple."""
-    if isinstance(value, tuple | list):
-        for entry in value:
-            yield from inner_jaxprs(entry)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield from inner_jaxprs(value.jaxpr)
-
-
-def constants(value: Any) -> list[Any]:
-    """Give the constants of a jaxpr and of those inside it: what a `jit` in a function holds."""
-    if isinstance(value, tuple | list):
-        return [constant for entry in value for constant in constants(entry)]
-    if not hasattr(value, "eqns") and not hasattr(value, "jaxpr"):
-        return []
-    inner = [constants(list(e.params.values())) for e in getattr(value, "jaxpr", value).eqns]
-    return [*getattr(value, "consts", ()), *(constant for one in inner for constant in one)]
+from lazyjax.equations import inner_jaxprs, is_custom_jvp, is_custom_vjp
 
 
 def _calls_custom_vjp(jaxpr: Any) -> bool:
     for equation in jaxpr.eqns:
-        if equation.primitive.name.startswith("custom_vjp_call"):
+        if is_custom_vjp(equation):
             return True
-        if equation.primitive.name.startswith("custom_jvp_call"):
+        if is_custom_jvp(equation):
             continue  # its own rule is used, its body is never differentiated
-        inner = (j for value in equation.params.values() for j in inner_jaxprs(value))
-        if any(_calls_custom_vjp(j) for j in inner):
+        if any(map(_calls_custom_vjp, inner_jaxprs(equation))):
             return True
     return False
 

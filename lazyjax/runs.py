@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 
 from lazyjax import checks, loop
 from lazyjax.checkpoints import fingerprint, load_tree, save_tree, what_is
-from lazyjax.derivatives import constants
+from lazyjax.equations import constants
 from lazyjax.spectrum import largest_eigenvalue
 from lazyjax.tangent import output_scale
 from lazyjax.traces import as_it_is

@@ -19,6 +19,8 @@ from jax.core import Tracer
 from jax.extend.core import Literal
 from jax.tree_util import Partial
 
+from lazyjax.equations import has_custom_rule, inner_jaxprs, source_of_rule
+
 _KEPT = 256  # functions, the latest, whose traces are remembered
 _OF_JAX = str(Path(jax.__file__).parent)
 
@@ -91,7 +93,7 @@ def _described(jaxpr: Any) -> Any:
             e.primitive.name,
             [atom(v) for v in e.invars],
             [(atom(v), str(v.aval)) for v in e.outvars],
-            {k: setting(v, e.primitive.name.startswith("custom_")) for k, v in e.params.items()},
+            {k: setting(v, has_custom_rule(e)) for k, v in e.params.items()},
         )
         for e in inner.eqns
     ]
@@ -105,17 +107,11 @@ def _described(jaxpr: Any) -> Any:
 
 def _has_own_rules(jaxpr: Any) -> bool:
     """Tell whether a jaxpr holds a custom rule that is not JAX's own, and may change."""
-    if isinstance(jaxpr, tuple | list):
-        return any(map(_has_own_rules, jaxpr))
-    if not hasattr(jaxpr, "eqns") and not hasattr(jaxpr, "jaxpr"):
-        return False
-    for e in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if e.primitive.name.startswith("custom_"):
-            body = e.params.get("call_jaxpr")
-            source = getattr(getattr(body, "jaxpr", body), "debug_info", None)
-            if _OF_JAX not in str(getattr(source, "func_src_info", "")):
+    for e in jaxpr.eqns:
+        if has_custom_rule(e):
+            if _OF_JAX not in source_of_rule(e):
                 return True
-        elif any(map(_has_own_rules, e.params.values())):
+        elif any(map(_has_own_rules, inner_jaxprs(e))):
             return True
     return False
 
@@ -123,7 +119,7 @@ def _has_own_rules(jaxpr: Any) -> bool:
 def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Describe a function as it is now, rules of derivatives included."""
     jaxpr = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)
-    if not _has_own_rules(jaxpr):
+    if not _has_own_rules(jaxpr.jaxpr):
         return _described(jaxpr)
 
     def derivative(*arguments: Any) -> Any:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks, loop
 from lazyjax.data import check_dataset
-from lazyjax.derivatives import inner_jaxprs
+from lazyjax.equations import inner_jaxprs
 from lazyjax.norms import widened
 from lazyjax.runs import log_grid, progress, run
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
@@ -75,7 +75,7 @@ def _holds_pairs(jaxpr: Any, m: int) -> bool:
     for equation in jaxpr.eqns:
         if any(getattr(v.aval, "shape", ()).count(m) > 1 for v in equation.outvars):
             return True
-        if any(_holds_pairs(j, m) for j in inner_jaxprs(tuple(equation.params.values()))):
+        if any(_holds_pairs(j, m) for j in inner_jaxprs(equation)):
             return True
     return False
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from lazyjax.derivatives import inner_jaxprs
+from lazyjax.equations import equations
 from lazyjax.kernels import METHODS, REDUCTIONS, matrix, ntk
 from lazyjax.kernels.computation import kernels
 from lazyjax.models import MLP, from_linen
@@ -169,14 +169,6 @@ def test_float32_stays_float32_and_is_right_to_rounding():
         assert kernel.dtype == jnp.float32
         error = jnp.linalg.norm(matrix(kernel) - matrix(ntk(model, PARAMS, X1)))
         assert error < 1e-5 * jnp.linalg.norm(matrix(kernel))
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in inner_jaxprs(value):
-                yield from equations(inner)
 
 
 @pytest.mark.parametrize("method", METHODS)

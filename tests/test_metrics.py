@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lazyjax.derivatives import inner_jaxprs
+from lazyjax.equations import equations
 from lazyjax.kernels import matrix, ntk
 from lazyjax.metrics import (
     kappa,
@@ -152,15 +152,8 @@ def test_products_of_metrics_are_not_rounded_to_tf32():
         )
     )(jnp.ones((2, 1)))
 
-    def precisions(jaxpr):
-        for e in jaxpr.eqns:
-            if e.primitive.name == "dot_general":
-                yield e.params["precision"]
-            for value in e.params.values():
-                for inner in inner_jaxprs(value):
-                    yield from precisions(inner)
-
-    assert set(precisions(whole.jaxpr)) == {(jax.lax.Precision.HIGHEST,) * 2}
+    products = [e for e in equations(whole.jaxpr) if e.primitive.name == "dot_general"]
+    assert {e.params["precision"] for e in products} == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def test_kappa_of_a_linear_model_is_zero():

@@ -7,7 +7,7 @@ batch. Values that are not known (under `jit`, `vmap` and `grad`) are made up fo
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.tree_util import Partial
 
 from lazyjax import checks
-from lazyjax.derivatives import inner_jaxprs
+from lazyjax.equations import equations
 from lazyjax.kernels.suspects import Suspect, suspects
 from lazyjax.types import ModelFunction, Params
 
@@ -107,16 +107,9 @@ def _pair(x: list[Any], rng: np.random.Generator) -> list[Any]:
 # --- the trial
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in inner_jaxprs(list(equation.params.values())):
-            yield from _equations(inner)
-
-
 def epsilon(jaxpr: Any) -> float:
     """Give the machine epsilon of the coarsest floats on the way."""
-    made = [v.aval for equation in _equations(jaxpr) for v in equation.outvars]
+    made = [v.aval for equation in equations(jaxpr) for v in equation.outvars]
     avals = [a for a in (*made, *(v.aval for v in jaxpr.outvars)) if hasattr(a, "dtype")]
     dtypes = {a.dtype for a in avals if jnp.issubdtype(a.dtype, jnp.inexact)}
     return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
@@ -210,7 +203,7 @@ def _misshapen(two: ClosedJaxpr, three: ClosedJaxpr) -> str | None:
 
 def _can_run(two: ClosedJaxpr, known: bool) -> bool:
     """Tell whether a model ends, without work for the host."""
-    names = {equation.primitive.name for equation in _equations(two.jaxpr)}
+    names = {equation.primitive.name for equation in equations(two.jaxpr)}
     return not names & ({"pure_callback", "io_callback"} | (set() if known else {"while"}))
 
 

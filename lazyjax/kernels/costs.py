@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lazyjax.derivatives import inner_jaxprs
+from lazyjax.equations import inner_jaxprs, settings
 
 
 class Rates(NamedTuple):
@@ -60,10 +60,10 @@ def using(recorded: Rates) -> Iterator[None]:
 def _walk(jaxpr: Any, weigh: Callable[[Any], float]) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
-        name, settings = equation.primitive.name, equation.params
-        inner = [_walk(j, weigh) for value in settings.values() for j in inner_jaxprs(value)]
-        if name == "scan":
-            total += settings["length"] * sum(inner)
+        name = equation.primitive.name
+        inner = [_walk(j, weigh) for j in inner_jaxprs(equation)]
+        if name == "scan" and (scan := settings(equation)):
+            total += scan.length * sum(inner)
         elif name == "cond":
             total += max(inner)
         elif inner:  # jit, remat, custom rules; a while is counted as one turn
@@ -74,15 +74,15 @@ def _walk(jaxpr: Any, weigh: Callable[[Any], float]) -> float:
 
 
 def _operations(equation: Any) -> float:
-    name, settings = equation.primitive.name, equation.params
+    name, known = equation.primitive.name, settings(equation)
     size = sum(math.prod(v.aval.shape) for v in equation.outvars)
-    if name == "dot_general":
-        (contracted, _), _ = settings["dimension_numbers"]
+    if name == "dot_general" and known:
+        (contracted, _), _ = known.numbers
         shape = equation.invars[0].aval.shape
         return size * math.prod(shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
+    if name == "conv_general_dilated" and known:
         filters = equation.invars[1].aval.shape
-        features = filters[settings["dimension_numbers"].rhs_spec[0]]
+        features = filters[known.numbers.rhs_spec[0]]
         return size * math.prod(filters) // features
     return size
 

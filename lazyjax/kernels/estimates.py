@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lazyjax import checks
+from lazyjax.equations import settings
 from lazyjax.kernels.arguments import path_of
 from lazyjax.kernels.budgets import candidates, counted, peak
 from lazyjax.kernels.computation import check, jobs
-from lazyjax.kernels.jaxprs import inner
 from lazyjax.kernels.orders import ORDERS, cheapest_order
 from lazyjax.kernels.structured import Plan, plan
 from lazyjax.types import ModelFunction, Params
@@ -142,7 +142,7 @@ def _equation(jaxpr: Any, place: tuple[int, ...]) -> Any:
     equation = jaxpr.eqns[place[0]]
     if len(place) == 1:
         return equation
-    return _equation(inner(equation).jaxpr, place[1:])
+    return _equation(settings(equation).body.jaxpr, place[1:])
 
 
 def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> list[Leaf]:

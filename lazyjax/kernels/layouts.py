@@ -15,17 +15,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Literal
 
-from lazyjax.derivatives import inner_jaxprs
-from lazyjax.kernels.jaxprs import INLINE, evaluate, inner, rescan
+from lazyjax.equations import INLINE, evaluate, inner_jaxprs, known, rescan, settings
 from lazyjax.kernels.rules import patches
 
-Convolve = Callable[[dict[str, Any], jax.Array, jax.Array], jax.Array]
+Convolve = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """`(settings of the equation, input, filters) -> output`."""
 
 
-def _features_last(settings: dict[str, Any], x: jax.Array, filters: jax.Array) -> jax.Array:
+def _features_last(convolution: Any, x: jax.Array, filters: jax.Array) -> jax.Array:
     """Convolve with the batch first and the features last."""
-    numbers = settings["dimension_numbers"]
+    numbers = convolution.numbers
     x_axes = (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
     filter_axes = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
     out_axes = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
@@ -34,28 +33,28 @@ def _features_last(settings: dict[str, Any], x: jax.Array, filters: jax.Array) -
     found = lax.conv_general_dilated(
         x.transpose(x_axes),
         filters.transpose(filter_axes),
-        settings["window_strides"],
-        settings["padding"],
-        settings["lhs_dilation"],
-        settings["rhs_dilation"],
+        convolution.strides,
+        convolution.padding,
+        convolution.input_steps,
+        convolution.filter_steps,
         lax.ConvDimensionNumbers(
             (0, n - 1, *places), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *places)
         ),
-        settings["feature_group_count"],
-        settings["batch_group_count"],
-        settings["precision"],
-        settings["preferred_element_type"],
+        convolution.groups,
+        convolution.batch_groups,
+        convolution.precision,
+        convolution.dtype,
     )
     return found.transpose([out_axes.index(i) for i in range(n)])
 
 
-def _by_patches(settings: dict[str, Any], x: jax.Array, filters: jax.Array) -> jax.Array:
+def _by_patches(convolution: Any, x: jax.Array, filters: jax.Array) -> jax.Array:
     """Convolve by one product of matrices with the patches of the input."""
-    numbers = settings["dimension_numbers"]
-    batches, groups = settings["batch_group_count"], settings["feature_group_count"]
+    numbers = convolution.numbers
+    batches, groups = convolution.batch_groups, convolution.groups
     filters = filters.transpose(*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
     window, (into, out) = filters.shape[:-2], filters.shape[-2:]
-    found = patches(x, settings=settings, window=window)  # (batch, *places, window, features)
+    found = patches(x, convolution=convolution, window=window)  # (batch, *places, window, features)
     if batches > 1:  # groups of the batch are groups of features of a smaller batch
         found = found.reshape(batches, -1, *found.shape[1:])
         found = jnp.moveaxis(found, 0, -2)
@@ -65,36 +64,40 @@ def _by_patches(settings: dict[str, Any], x: jax.Array, filters: jax.Array) -> j
         "n...wgc,wcgk->n...gk",
         found,
         filters.reshape(-1, into, groups, out // groups),
-        precision=settings["precision"],
-        preferred_element_type=settings["preferred_element_type"],
+        precision=convolution.precision,
+        preferred_element_type=convolution.dtype,
     )
     y = y.reshape(*y.shape[:-2], out)
     order = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
     return y.transpose([order.index(i) for i in range(y.ndim)])
 
 
+def _is_convolution(equation: Any) -> bool:
+    return equation.primitive.name == "conv_general_dilated"
+
+
+def _opens(equation: Any) -> bool:
+    """Tell whether `_run` goes into an equation."""
+    name = equation.primitive.name
+    return (name in INLINE or name == "scan") and known(equation)
+
+
 def _holds_convolution(jaxpr: Any) -> bool:
     return any(
-        e.primitive.name == "conv_general_dilated"
-        or (
-            (e.primitive.name in INLINE or e.primitive.name == "scan")
-            and _holds_convolution(inner(e).jaxpr)
-        )
-        for e in jaxpr.eqns
+        _is_convolution(e) or any(map(_holds_convolution, inner_jaxprs(e))) for e in jaxpr.eqns
     )
 
 
 def _hides_convolution(jaxpr: Any) -> bool:
     """Tell whether a convolution stands where `_run` does not get: a custom rule, a branch."""
-    for e in jaxpr.eqns:
-        inside = list(inner_jaxprs(list(e.params.values())))
-        if e.primitive.name in INLINE or e.primitive.name == "scan":
-            found = any(map(_hides_convolution, inside))
-        else:
-            found = any(_holds_convolution(j) or _hides_convolution(j) for j in inside)
-        if found:
-            return True
-    return False
+
+    def hides(equation: Any) -> bool:
+        if _is_convolution(equation):
+            return not known(equation)
+        inside = _hides_convolution if _opens(equation) else _holds_convolution
+        return any(map(inside, inner_jaxprs(equation)))
+
+    return any(map(hides, jaxpr.eqns))
 
 
 def _run(
@@ -109,16 +112,15 @@ def _run(
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
         inputs = [read(v) for v in equation.invars]
-        if name == "conv_general_dilated":
-            out = [convolve(equation.params, *inputs)]
-        elif name in INLINE and _holds_convolution(inner(equation).jaxpr):
-            out, _ = _run(inner(equation), inputs, convolve=convolve)
-        elif name == "scan" and _holds_convolution(inner(equation).jaxpr):
+        if _is_convolution(equation) and known(equation):
+            out = [convolve(settings(equation), *inputs)]
+        elif not (_opens(equation) and any(map(_holds_convolution, inner_jaxprs(equation)))):
+            out = evaluate(jaxpr, equation, read)
+        elif equation.primitive.name == "scan":
             out, _ = rescan(equation, inputs, partial(_run, convolve=convolve))
         else:
-            out = evaluate(jaxpr, equation, read)
+            out, _ = _run(settings(equation).body, inputs, convolve=convolve)
         values |= dict(zip(equation.outvars, out, strict=True))
     return [read(v) for v in jaxpr.outvars], None
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lazyjax.equations import settings
 from lazyjax.kernels.views import Atom, Roles, View, split
 
 
@@ -39,7 +40,7 @@ def _same(value: jax.Array) -> jax.Array:
 def _dot(equation: Any, operand: int, view: View) -> Use | None:
     if view.spread:
         return None
-    contracted, shared = equation.params["dimension_numbers"]
+    contracted, shared = settings(equation).numbers
     other = 1 - operand
     c_w, c_t = contracted[operand], contracted[other]
     b_w, b_t = shared[operand], shared[other]
@@ -55,14 +56,14 @@ def _dot(equation: Any, operand: int, view: View) -> Use | None:
     return Use(view, other, _same, Roles(tuple(t_axes)), Roles(tuple(d_axes)))
 
 
-def patches(x: jax.Array, *, settings: dict[str, Any], window: tuple[int, ...]) -> jax.Array:
+def patches(x: jax.Array, *, convolution: Any, window: tuple[int, ...]) -> jax.Array:
     """Give the patches of a convolution's input, (batch, *places, prod(window), features)."""
-    layout = settings["dimension_numbers"].lhs_spec
+    layout = convolution.numbers.lhs_spec
     x = x.transpose(layout[0], *layout[2:], layout[1])
-    padding = zip(settings["padding"], settings["lhs_dilation"], strict=True)
+    padding = zip(convolution.padding, convolution.input_steps, strict=True)
     edges = [(0, 0, 0), *((low, high, step - 1) for (low, high), step in padding), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    strides, steps = settings["window_strides"], settings["rhs_dilation"]
+    strides, steps = convolution.strides, convolution.filter_steps
     places = [
         (n - (w - 1) * step - 1) // stride + 1
         for n, w, step, stride in zip(x.shape[1:-1], window, steps, strides, strict=True)
@@ -83,10 +84,10 @@ def patches(x: jax.Array, *, settings: dict[str, Any], window: tuple[int, ...]) 
 
 
 def _convolution(equation: Any, operand: int, view: View) -> Use | None:
-    settings = equation.params
-    if operand != 1 or view.spread or settings["batch_group_count"] != 1:
+    convolution = settings(equation)
+    if operand != 1 or view.spread or convolution.batch_groups != 1:
         return None
-    numbers, groups = settings["dimension_numbers"], settings["feature_group_count"]
+    numbers, groups = convolution.numbers, convolution.groups
     out, into, *spatial = (view.axes[i] for i in numbers.rhs_spec)
     features = equation.invars[1].aval.shape[numbers.rhs_spec[0]]
     grouped = split(out or (), (groups, features // groups))
@@ -107,7 +108,7 @@ def _convolution(equation: Any, operand: int, view: View) -> Use | None:
         numbers.out_spec[2:], default=math.inf
     ):
         return None
-    prepare = partial(patches, settings=settings, window=window)
+    prepare = partial(patches, convolution=convolution, window=window)
     return Use(view, 0, prepare, Roles(a), Roles(tuple(d)))
 
 
@@ -119,14 +120,14 @@ def _tokens(indices: jax.Array, *, size: int, mode: str) -> jax.Array:
 
 
 def _gather(equation: Any, operand: int, view: View) -> Use | None:
-    settings = equation.params
-    numbers, mode = settings["dimension_numbers"], str(settings["mode"])
+    lookup = settings(equation)
+    numbers, mode = lookup.numbers, str(lookup.mode)
     shape = equation.invars[0].aval.shape
     picked = numbers.start_index_map
     if operand or view.spread or len(picked) != 1 or numbers.operand_batching_dims:
         return None
     rest = tuple(n for i, n in enumerate(shape) if i != picked[0])
-    slices = settings["slice_sizes"]
+    slices = lookup.sizes
     whole = tuple(n for i, n in enumerate(slices) if i != picked[0]) == rest
     known = any(name in mode for name in ("FILL_OR_DROP", "CLIP", "PROMISE_IN_BOUNDS"))
     if not (whole and known and slices[picked[0]] == 1 and numbers.collapsed_slice_dims == picked):
@@ -149,4 +150,4 @@ RULES: dict[str, Callable[[Any, int, View], Use | None]] = {
     "conv_general_dilated": _convolution,
     "gather": _gather,
 }
-"""`(equation, operand, view) -> Use`, or None where the rule does not cover it."""
+"""`(known equation, operand, view) -> Use`, or None where the rule does not cover it."""

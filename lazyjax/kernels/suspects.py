@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from lazyjax.derivatives import inner_jaxprs
-from lazyjax.kernels.jaxprs import needed
+from lazyjax.equations import inner_jaxprs, needed, settings
 
 
 def _cut(equation: Any) -> list[int]:
@@ -27,7 +26,7 @@ def _cut(equation: Any) -> list[int]:
 
 def _spanned(equation: Any) -> list[int]:
     """Give the axes of space along which a convolution has more than one weight."""
-    numbers, kernel = equation.params["dimension_numbers"], equation.invars[1].aval.shape
+    numbers, kernel = settings(equation).numbers, equation.invars[1].aval.shape
     axes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], strict=True)
     return [i for i, k in axes if kernel[k] > 1]
 
@@ -35,7 +34,7 @@ def _spanned(equation: Any) -> list[int]:
 def _scrambles(equation: Any, batch: list[int], out: list[int]) -> bool:
     """Tell whether a reshape has more or fewer numbers before an axis of the batch than it had."""
     shape, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    order = equation.params["dimensions"] or range(len(shape))
+    order = settings(equation).order or range(len(shape))
     before = [
         math.prod(shape[i] for i in order[:n]) for n, axis in enumerate(order) if axis in batch
     ]
@@ -44,25 +43,25 @@ def _scrambles(equation: Any, batch: list[int], out: list[int]) -> bool:
 
 CROSSING: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
-        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), lambda e: [e.params["axis"]]
+        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), lambda e: [settings(e).axis]
     ),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
-        lambda e: [i for i, n in enumerate(e.params["window_dimensions"]) if n > 1],
+        lambda e: [i for i, n in enumerate(settings(e).window) if n > 1],
     ),
     **dict.fromkeys(
         ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"),
-        lambda e: e.params["dimension_numbers"].scatter_dims_to_operand_dims,
+        lambda e: settings(e).numbers.scatter_dims_to_operand_dims,
     ),
     **dict.fromkeys(("slice", "dynamic_slice", "dynamic_update_slice"), _cut),
     **dict.fromkeys(
         ("pure_callback", "io_callback", "ffi_call"), lambda e: range(len(e.invars[0].aval.shape))
     ),
-    "pad": lambda e: [i for i, n in enumerate(e.params["padding_config"]) if any(n)],
-    "fft": lambda e: range(e.invars[0].aval.ndim)[-len(e.params["fft_lengths"]) :],
-    "sort": lambda e: [e.params["dimension"]],
-    "rev": lambda e: e.params["dimensions"],
-    "gather": lambda e: e.params["dimension_numbers"].start_index_map,
+    "pad": lambda e: [i for i, n in enumerate(settings(e).edges) if any(n)],
+    "fft": lambda e: range(e.invars[0].aval.ndim)[-len(settings(e).lengths) :],
+    "sort": lambda e: [settings(e).axis],
+    "rev": lambda e: settings(e).axes,
+    "gather": lambda e: settings(e).numbers.start_index_map,
     "conv_general_dilated": _spanned,
 }
 """Primitives that can join or move entries along axes of their first operand and keep the axes:
@@ -106,7 +105,7 @@ def _through_one(
     outputs = [_batch_axes(*pair) for pair in zip(two.outvars, three.outvars, strict=True)]
     if name in RANDOM and any(outputs):
         found.append(Suspect("random", name + place))
-    if name == "iota" and two.params["dimension"] in outputs[0]:
+    if name == "iota" and settings(two).axis in outputs[0]:
         return frozenset({"position"})
     if not inputs or not outputs:
         return every
@@ -127,19 +126,19 @@ def _through_loop(
     two: Any, three: Any, marks: list[Marks], found: list[Suspect], at: str
 ) -> list[Marks]:
     """Walk through a `scan` or a `while` until the marks of its carry grow no more."""
-    settings, others = two.params, three.params
+    loop, other = settings(two), settings(three)
     if two.primitive.name == "scan":
-        body, start, carries = "jaxpr", settings["num_consts"], settings["num_carry"]
+        start, carries = loop.constants, loop.carries
     else:
-        body, start, carries = "body_jaxpr", settings["body_nconsts"], len(two.outvars)
-        marks = marks[settings["cond_nconsts"] :]
+        start, carries = loop.body_constants, len(two.outvars)
+        marks = marks[loop.cond_constants :]
     while True:
-        out = _walk(settings[body].jaxpr, others[body].jaxpr, marks, found, at)
+        out = _walk(loop.body.jaxpr, other.body.jaxpr, marks, found, at)
         grown = [a | b for a, b in zip(marks[start:], out[:carries], strict=False)]
         if marks[start : start + carries] == grown:
             break
         marks = [*marks[:start], *grown, *marks[start + carries :]]
-    over_batch = settings.get("length") != others.get("length")
+    over_batch = two.primitive.name == "scan" and loop.length != other.length
     if over_batch and any("x" in mark for mark in out[:carries]):
         found.append(Suspect("others", f"scan along the batch{_place(at)}"))
     return out
@@ -158,7 +157,7 @@ def _through(
     at = "/".join(part for part in (at, *stack) if part and not part.endswith("()"))
     if name in ("scan", "while"):
         return _through_loop(two, three, marks, found, at)
-    inside = [list(inner_jaxprs(list(equation.params.values()))) for equation in (two, three)]
+    inside = [inner_jaxprs(equation) for equation in (two, three)]
     if not inside[0] or name in CROSSING or name.startswith("reduce"):
         return [_through_one(two, three, marks, found, _place(at))] * len(two.outvars)
     pairs = list(zip(*inside, strict=True))

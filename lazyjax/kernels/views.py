@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from lazyjax.equations import settings
+
 
 class Atom(NamedTuple):
     """The digit `(i // stride) % size` of index i of an axis, where it lies in [start, stop)."""
@@ -82,39 +84,36 @@ def split(atoms: tuple[Atom, ...], lengths: tuple[int, ...]) -> tuple[Axis, ...]
     return None if rest else tuple(axes)
 
 
-def _reshape(view: View, settings: dict[str, Any], _: Any) -> View | None:
-    if view.spread or settings["dimensions"] is not None:
+def _reshape(view: View, settings: Any, _: Any) -> View | None:
+    if view.spread or settings.order is not None:
         return None
     atoms = tuple(atom for axis in view.axes if axis for atom in axis)
-    axes = split(atoms, settings["new_sizes"])
+    axes = split(atoms, settings.shape)
     return None if axes is None else view._replace(axes=axes)
 
 
-def _transpose(view: View, settings: dict[str, Any], _: Any) -> View:
-    return view._replace(axes=tuple(view.axes[i] for i in settings["permutation"]))
+def _transpose(view: View, settings: Any, _: Any) -> View:
+    return view._replace(axes=tuple(view.axes[i] for i in settings.order))
 
 
-def _squeeze(view: View, settings: dict[str, Any], _: Any) -> View:
-    gone = settings["dimensions"]
+def _squeeze(view: View, settings: Any, _: Any) -> View:
+    gone = settings.axes
     return view._replace(axes=tuple(a for i, a in enumerate(view.axes) if i not in gone))
 
 
-def _broadcast(view: View, settings: dict[str, Any], _: Any) -> View:
-    axes: list[Axis] = [None if n > 1 else () for n in settings["shape"]]
-    for here, there in enumerate(settings["broadcast_dimensions"]):
+def _broadcast(view: View, settings: Any, _: Any) -> View:
+    axes: list[Axis] = [None if n > 1 else () for n in settings.shape]
+    for here, there in enumerate(settings.axes):
         if view.axes[here] != ():
             axes[there] = view.axes[here]
     return view._replace(axes=tuple(axes))
 
 
-def _slice(view: View, settings: dict[str, Any], shape: tuple[int, ...]) -> View | None:
-    starts, stops, strides = (
-        settings[name] for name in ("start_indices", "limit_indices", "strides")
-    )
-    if any(stride != 1 for stride in strides or ()):
+def _slice(view: View, settings: Any, shape: tuple[int, ...]) -> View | None:
+    if any(stride != 1 for stride in settings.strides or ()):
         return None
     axes, cuts = list(view.axes), set(view.cuts)
-    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+    for i, (start, stop) in enumerate(zip(settings.starts, settings.stops, strict=True)):
         axis = axes[i]
         if stop - start == shape[i]:
             continue
@@ -131,25 +130,25 @@ def _slice(view: View, settings: dict[str, Any], shape: tuple[int, ...]) -> View
     return view._replace(axes=tuple(axes), cuts=frozenset(cuts))
 
 
-def _flip(view: View, settings: dict[str, Any], _: Any) -> View:
+def _flip(view: View, settings: Any, _: Any) -> View:
     axes = [
         axis and tuple(atom._replace(flipped=not atom.flipped) for atom in axis)
-        if i in settings["dimensions"]
+        if i in settings.axes
         else axis
         for i, axis in enumerate(view.axes)
     ]
     return view._replace(axes=tuple(axes))
 
 
-def _convert(view: View, settings: dict[str, Any], _: Any) -> View | None:
-    return view if jnp.issubdtype(settings["new_dtype"], jnp.floating) else None
+def _convert(view: View, settings: Any, _: Any) -> View | None:
+    return view if jnp.issubdtype(settings.dtype, jnp.floating) else None
 
 
 def _same(view: View, *_: Any) -> View:
     return view
 
 
-LAYOUT: dict[str, Callable[[View, dict[str, Any], tuple[int, ...]], View | None]] = {
+LAYOUT: dict[str, Callable[[View, Any, tuple[int, ...]], View | None]] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "squeeze": _squeeze,
@@ -188,7 +187,7 @@ def follow(equation: Any, operand: int, view: View) -> View | None:
     """
     name = equation.primitive.name
     if name in LAYOUT and operand == 0:
-        return LAYOUT[name](view, equation.params, equation.invars[0].aval.shape)
+        return LAYOUT[name](view, settings(equation), equation.invars[0].aval.shape)
     if name in ("mul", "div") and (name == "mul" or operand == 0):
         number = _constant(equation.invars[1 - operand])
         if number:

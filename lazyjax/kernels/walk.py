@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from lazyjax.kernels.jaxprs import INLINE, evaluate, inner, needed, rescan
+from lazyjax.equations import INLINE, evaluate, known, needed, rescan, settings
 from lazyjax.kernels.rules import RULES, Use
 from lazyjax.kernels.views import Atom, Roles, View, covers, follow, in_order, of_leaf
 
@@ -66,7 +66,7 @@ def _is_bias(view: View, use: Use, shape: tuple[int, ...]) -> bool:
 
 def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> list[View | None]:
     """Follow the views that come in; give those that go out."""
-    known: dict[Any, View] = {
+    views_of: dict[Any, View] = {
         v: view for v, view in zip(jaxpr.invars, views, strict=True) if view is not None
     }
     consumers = Counter(
@@ -75,7 +75,7 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
     opened: dict[Any, Place] = {}  # the output of a product, and its place
 
     def view_of(atom: Any) -> View | None:
-        return None if isinstance(atom, Literal) else known.get(atom)
+        return None if isinstance(atom, Literal) else views_of.get(atom)
 
     def only_added(equation: Any, operand: int) -> Place | None:
         """Give the place of the product that an equation adds something to, and nothing else
@@ -93,9 +93,16 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
         if not entering or not is_needed:
             continue
         name, place = equation.primitive.name, (*here, i)
+        if not known(equation):
+            for _, view in entering:
+                walk.seen.add(view.leaf)
+                walk.plain.setdefault(view.leaf, f"{name} of this JAX")
+            continue
         if name in INLINE:
-            given = _walk(inner(equation).jaxpr, list(map(view_of, equation.invars)), walk, place)
-            known |= {
+            given = _walk(
+                settings(equation).body.jaxpr, list(map(view_of, equation.invars)), walk, place
+            )
+            views_of |= {
                 v: view for v, view in zip(equation.outvars, given, strict=True) if view is not None
             }
             continue
@@ -103,7 +110,7 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
             _walk_scan(equation, entering, walk, place)
             continue
         if len(entering) == 1 and (view := follow(equation, *entering[0])) is not None:
-            known[equation.outvars[0]] = view
+            views_of[equation.outvars[0]] = view
             continue
         for operand, view in entering:
             walk.seen.add(view.leaf)
@@ -134,17 +141,17 @@ def _with_levels(use: Use) -> Use:
 
 
 def _walk_scan(equation: Any, entering: list[tuple[int, View]], walk: _Walk, place: Place) -> None:
-    constants, carries = equation.params["num_consts"], equation.params["num_carry"]
+    scan = settings(equation)
     inside: list[View | None] = [None] * len(equation.invars)
     for operand, view in entering:
-        if operand < constants:
+        if operand < scan.constants:
             inside[operand] = view._replace(levels=(*view.levels, None))
-        elif operand < constants + carries or view.axes[0] is None:
+        elif operand < scan.constants + scan.carries or view.axes[0] is None:
             walk.seen.add(view.leaf)
             walk.plain.setdefault(view.leaf, "the carry of a scan")
         else:
             inside[operand] = view._replace(axes=view.axes[1:], levels=(*view.levels, view.axes[0]))
-    for view in _walk(inner(equation).jaxpr, inside, walk, place):
+    for view in _walk(scan.body.jaxpr, inside, walk, place):
         if view is not None:
             walk.seen.add(view.leaf)
             walk.plain.setdefault(view.leaf, "what a scan gives")
@@ -303,9 +310,9 @@ def zeros(jaxpr: Any, places: set[Place], here: Place = ()) -> dict[Place, jax.A
             aval = equation.outvars[0].aval
             found[place] = jnp.zeros(aval.shape, aval.dtype)
         elif any(p[: len(place)] == place for p in places):
-            inside = zeros(inner(equation).jaxpr, places, place)
+            inside = zeros(settings(equation).body.jaxpr, places, place)
             if equation.primitive.name == "scan":
-                length = equation.params["length"]
+                length = settings(equation).length
                 inside = {p: jnp.zeros((length, *z.shape), z.dtype) for p, z in inside.items()}
             found |= inside
     return found
@@ -361,7 +368,7 @@ def run(
             if equation.primitive.name == "scan":
                 out, more = rescan(equation, inputs, body, mine)
             else:
-                out, more = body(inner(equation), inputs, mine)
+                out, more = body(settings(equation).body, inputs, mine)
             kept |= more
         else:
             out = evaluate(jaxpr, equation, read)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lazyjax import checks
 from lazyjax.checkpoints import fingerprint
-from lazyjax.derivatives import constants
+from lazyjax.equations import constants
 from lazyjax.kernels.computation import Call, Options, jobs
 from lazyjax.kernels.costs import Rates
 from lazyjax.kernels.methods import jacobian
