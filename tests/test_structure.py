@@ -10,7 +10,7 @@ import lazyjax
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (
-    ("types", "equations"),
+    ("types", "equations", "meshes"),
     ("checks", "derivatives", "checkpoints", "norms"),
     ("traces",),
     ("data", "models", "tangent", "kernels", "spectrum"),

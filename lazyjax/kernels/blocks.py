@@ -13,6 +13,7 @@ from lazyjax.kernels.costs import rates, results
 from lazyjax.kernels.layouts import plain_convolutions
 from lazyjax.kernels.methods import Engine, Kernels, Task
 from lazyjax.kernels.orders import THROUGH_J
+from lazyjax.meshes import zeros
 
 _TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
 _ROWS = 640  # of a matrix product, below which it slows down
@@ -63,7 +64,7 @@ def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
         return function(x)
     function = plain_convolutions(function)
     like = jax.eval_shape(lambda: function(_take(x, 0, size)))
-    found = jax.tree.map(lambda a: jnp.zeros((n, *a.shape[1:]), a.dtype), like)
+    found = jax.tree.map(lambda a: zeros((n, *a.shape[1:]), a), like)
 
     def block(found: Any, start: Any) -> tuple[Any, None]:
         new = function(_take(x, start, size))
@@ -160,7 +161,7 @@ def tiled(
         return ready(_take(x, start, size))
 
     like = jax.eval_shape(lambda: contract(block(one, 0, rows), block(other, 0, columns)))
-    kernel = jax.tree.map(lambda a: jnp.zeros((n1, n2, *a.shape[2:]), a.dtype), like)
+    kernel = jax.tree.map(lambda a: zeros((n1, n2, *a.shape[2:]), a), like)
 
     def elsewhere(carry: Any, pair: Any) -> tuple[Any, None]:
         kernel, held = carry

@@ -24,6 +24,7 @@ from lazyjax.kernels.orders import (
     summed,
     symmetric,
 )
+from lazyjax.meshes import directions
 from lazyjax.norms import scaled
 
 Weights = list[jax.Array]  # the leaves that are differentiated
@@ -110,7 +111,7 @@ def _by_rows(model: Model, x: Any) -> Weights:
 
     def rows(x: Any) -> Weights:
         y, pullback = jax.vjp(examples.model(lambda w: model.function(w, x)), model.w)
-        return jax.vmap(lambda cotangent: pullback(cotangent)[0])(jnp.eye(y.size, dtype=y.dtype))
+        return jax.vmap(lambda cotangent: pullback(cotangent)[0])(directions(y))
 
     return [j.reshape(*j.shape[:2], -1) for j in examples.each(rows, x)]
 
@@ -205,9 +206,8 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
 
         def against(x: Any) -> jax.Array:  # one example of x2
             y, pullback = jax.vjp(lambda w: function(w, x), start)
-            cotangents = jnp.eye(y.size, dtype=y.dtype)
             # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
-            rows = jax.lax.optimization_barrier(jax.vmap(lambda u: pullback(u)[0])(cotangents))
+            rows = jax.lax.optimization_barrier(jax.vmap(lambda u: pullback(u)[0])(directions(y)))
             products = examples.each(partial(scaled, product), rows)  # (C, B1, C)
             return jnp.einsum(_FROM_PRODUCTS[task.reduce], products)
 

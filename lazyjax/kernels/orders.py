@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lazyjax.kernels.costs import rates
 from lazyjax.kernels.factors import Factors, Shape
+from lazyjax.meshes import zeros
 
 _LEAST_WIDTH = 256  # of a slice of the parameters, so that the product of two is worth its call
 _LEAST_ROWS = 160  # of a block of a symmetric kernel, likewise
@@ -87,7 +88,7 @@ def _over_slices(
         0,
         slices,
         lambda c, sums: jax.tree.map(jnp.add, sums, products(c)),
-        [[jnp.zeros(a.shape, a.dtype) for a in row] for row in jax.eval_shape(products, 0)],
+        [[zeros(a.shape, a) for a in row] for row in jax.eval_shape(products, 0)],
     )
 
 

@@ -23,6 +23,7 @@ from lazyjax.kernels.factors import (
 from lazyjax.kernels.layouts import one_by_one
 from lazyjax.kernels.orders import ORDERS, THROUGH_J, Pieces, jacobian_of, seconds, summed
 from lazyjax.kernels.walk import Part, Structure, find, run, split_bias, zeros
+from lazyjax.meshes import alike, directions
 
 ALIVE = 0.05  # of all intermediate results, the share that XLA keeps at one moment
 _SMALL = 4096  # numbers of a leaf, up to which Jacobians are joined to one
@@ -136,11 +137,11 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
             (y,), kept = run(jaxpr, inputs, added, uses=structure.uses)
             return y, kept
 
-        added = zeros(jaxpr.jaxpr, set(structure.uses))
+        added = alike(zeros(jaxpr.jaxpr, set(structure.uses)), (w, x))
         y, pullback, kept = jax.vjp(
             examples.model(model), added, [w[i] for i in plan.plain], has_aux=True
         )
-        d, plain = jax.vmap(pullback)(jnp.eye(y.size, dtype=y.dtype))
+        d, plain = jax.vmap(pullback)(directions(y))
         rest = {
             leaf: [j.astype(dtype).reshape(y.size, -1)]
             for leaf, j in zip(plan.plain, plain, strict=True)
