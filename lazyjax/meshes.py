@@ -16,8 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.sharding import use_abstract_mesh as within
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    use_abstract_mesh,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -76,92 +82,83 @@ def directions(y: jax.Array) -> jax.Array:
     return alike(jnp.eye(y.size, dtype=y.dtype), y)
 
 
-def _is_explicit(mesh: Any) -> bool:
-    return AxisType.Explicit in mesh.axis_types
-
-
-def _explicit(tree: Any) -> Any:
-    """Give the mesh with explicit axes that arrays live on, None if there is none."""
-    for leaf in _arrays(tree):
-        sharding = leaf.sharding if not isinstance(leaf, Tracer) else jax.typeof(leaf).sharding
-        if isinstance(sharding, NamedSharding) and _is_explicit(sharding.mesh):
-            return sharding.mesh
-    return None
-
-
-def _automatic(mesh: Mesh) -> Mesh:
+def _automatic(mesh: Any) -> Any:
     """Give the same mesh, with automatic axes in the place of explicit ones."""
     kinds = tuple(AxisType.Auto if t == AxisType.Explicit else t for t in mesh.axis_types)
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+    if isinstance(mesh, Mesh):
+        return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
 
 
-def first_axis(x: Any) -> PartitionSpec:
-    """Tell how the examples of a batch are sharded over explicit axes, if they are."""
-    for leaf in _arrays(x):
-        spec = jax.typeof(leaf).sharding.spec
-        if len(spec) and spec[0] is not None:
-            return PartitionSpec(spec[0])
-    return PartitionSpec()
+def _sharding(leaf: Any) -> NamedSharding | None:
+    """Tell how an array, known or traced, is sharded over a mesh, if it is."""
+    if not isinstance(leaf, jax.Array):
+        return None
+    sharding = jax.typeof(leaf).sharding if isinstance(leaf, Tracer) else leaf.sharding
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def in_any_program(spec: Callable[..., PartitionSpec]) -> Callable[[Function], Function]:
-    """Let a function be called inside `jax.shard_map` and with arrays on explicit axes.
+def _moved(tree: Any, here: Any, there: Any, rows: dict[int, Any]) -> Any:
+    """Bring what lives on one mesh to another that differs by the kinds of its axes.
+
+    A traced array on automatic axes does not say how it is sharded; if its first axis is as long as
+    that of an array that came in, it is taken to be sharded alike.
+    """
+
+    def move(leaf: Any) -> Any:
+        sharding = _sharding(leaf)
+        if sharding is None or sharding.mesh != here:
+            return leaf
+        if not isinstance(leaf, Tracer):
+            return jax.device_put(leaf, NamedSharding(there, sharding.spec))
+        known = (
+            rows.get(leaf.shape[0]) if leaf.ndim and AxisType.Explicit in there.axis_types else None
+        )
+        return jax.sharding.reshard(leaf, NamedSharding(there, PartitionSpec(known)))
+
+    return jax.tree.map(move, tree)
+
+
+def in_any_program(back: bool = True) -> Callable[[Function], Function]:
+    """Let a function be called inside `jax.shard_map`, and with arrays on explicit axes.
 
     Parameters
     ----------
-    spec : callable
-        Of the arguments: how results of a traced call are sharded over explicit axes.
+    back : bool
+        Whether its results are brought back to explicit axes.
 
     Returns
     -------
     callable
-        Of the function, to the function.
+        From the function to one with the same arguments.
     """
 
     def decorator(function: Any) -> Any:
         @wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            mesh = _explicit((arguments, options))
-            if mesh is None:
+            arrays = _arrays((arguments, options))
+            shardings = [s for s in map(_sharding, arrays) if s is not None]
+            explicit = [s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types]
+            if not explicit:
                 return function(*alike(arguments, (arguments, options)), **options)
-            if any(isinstance(leaf, Tracer) for leaf in _arrays((arguments, options))):
-                return _traced(function, arguments, options, NamedSharding(mesh, spec(*arguments)))
-            return _called(function, arguments, options, mesh)
+            mesh, automatic = explicit[0], _automatic(explicit[0])
+            rows = {
+                array.shape[0]: spec[0]
+                for array in arrays
+                if (own := _sharding(array)) and len(spec := own.spec) and spec[0] is not None
+            }
+            try:
+                with use_abstract_mesh(getattr(automatic, "abstract_mesh", automatic)):
+                    moved = _moved((arguments, options), mesh, automatic, rows)
+                    out = function(*moved[0], **moved[1])
+            except Exception as error:
+                error.add_note(
+                    f"The arrays are sharded over {mesh}. lazyjax computes on automatic axes of "
+                    "its devices: f must name no explicit axes, and hold no arrays on them."
+                )
+                raise
+            return _moved(out, automatic, mesh, rows) if back else out
 
         return call
 
     return decorator
-
-
-def _called(function: Any, arguments: Any, options: Any, mesh: Mesh) -> Any:
-    """Call a function on automatic axes; give its results on the explicit ones."""
-    automatic = _automatic(mesh)
-
-    def moved(tree: Any, here: Mesh, there: Mesh) -> Any:
-        def move(leaf: Any) -> Any:
-            sharding = getattr(leaf, "sharding", None)
-            if isinstance(sharding, NamedSharding) and sharding.mesh == here:
-                return jax.device_put(leaf, NamedSharding(there, sharding.spec))
-            return leaf
-
-        return jax.tree.map(move, tree)
-
-    with within(automatic.abstract_mesh):
-        arguments, options = moved((arguments, options), mesh, automatic)
-        out = function(*arguments, **options)
-    return moved(out, automatic, mesh)
-
-
-def _traced(function: Any, arguments: Any, options: Any, spec: NamedSharding) -> Any:
-    """Trace a function on automatic axes, with results that are sharded as `spec` says."""
-    leaves, structure = jax.tree.flatten((arguments, options))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-
-    def of_arrays(*arrays: Any) -> Any:
-        new = list(leaves)
-        for i, array in zip(places, arrays, strict=True):
-            new[i] = array
-        arguments, options = structure.unflatten(new)
-        return function(*arguments, **options)
-
-    return jax.sharding.auto_axes(of_arrays, out_sharding=spec)(*[leaves[i] for i in places])

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from lazyjax import checks, loop
 from lazyjax.data import check_dataset
 from lazyjax.equations import inner_jaxprs
+from lazyjax.meshes import in_any_program
 from lazyjax.norms import widened
 from lazyjax.runs import log_grid, progress, run
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
@@ -193,6 +194,7 @@ def _as_partial(loss: Loss) -> Partial:
     return loss if isinstance(loss, Partial) else Partial(loss)
 
 
+@in_any_program()
 def train(
     f: ModelFunction,
     params: Params,
@@ -296,6 +298,7 @@ def train(
     )
 
 
+@in_any_program()
 def train_ensemble(
     f: ModelFunction,
     params: Params,

@@ -8,11 +8,11 @@ import jax
 
 from lazyjax.kernels.budgets import fit
 from lazyjax.kernels.computation import check, kernels
-from lazyjax.meshes import first_axis, in_any_program
+from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
 
 
-@in_any_program(lambda f, params, x1, x2=None: first_axis(x1))
+@in_any_program()
 def ntk(
     f: ModelFunction,
     params: Params,

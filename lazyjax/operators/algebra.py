@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.kernels import matrix
+from lazyjax.meshes import alike, in_any_program
 from lazyjax.norms import norm, widened
 
 
@@ -67,7 +68,7 @@ class KernelOperator:
     __array_ufunc__ = None  # so that a numpy array leaves `v @ A` and `c * A` to this class
 
     def _applied(self, product: Callable[[jax.Array], jax.Array], size: int, v: Any) -> jax.Array:
-        v = jnp.asarray(v)
+        v = alike(jnp.asarray(v), self)
         if v.ndim not in (1, 2) or v.shape[0] != size:
             raise ValueError(
                 f"`v` must have shape ({size},) or ({size}, B), got {v.shape}. "
@@ -80,6 +81,7 @@ class KernelOperator:
             found = found + self.shift * block
         return found.reshape(found.shape[0], *v.shape[1:])
 
+    @in_any_program()
     def __matmul__(self, other: Any) -> Any:
         """Multiply a vector, a block of vectors, or another operator."""
         if isinstance(other, KernelOperator):

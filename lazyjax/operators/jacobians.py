@@ -19,6 +19,7 @@ from lazyjax.kernels.arguments import model_of, require_reverse, split
 from lazyjax.kernels.blocks import in_close_blocks
 from lazyjax.kernels.factors import Shape
 from lazyjax.kernels.methods import Model
+from lazyjax.meshes import zeros
 from lazyjax.norms import widened
 
 
@@ -126,7 +127,7 @@ def _by_evaluation(arrays: Arrays, x: Any, setting: Setting) -> Maps:
         blocks = jnp.moveaxis(c.reshape(len(c), -1, size, *c.shape[2:]), 1, 0)
         first = jax.tree.map(lambda a: a[0], (cut, blocks))
         zero = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype),
+            lambda a: zeros(a.shape, a),
             jax.eval_shape(lambda at: maps(at[0]).pull(at[1], start), first),
         )
         return jax.lax.scan(step, zero, (cut, blocks))[0]

@@ -18,6 +18,7 @@ from lazyjax.kernels.budgets import bytes_of, needed, written
 from lazyjax.kernels.computation import Call, Options, check, kernels, only_output
 from lazyjax.kernels.costs import rates
 from lazyjax.kernels.layouts import plain_convolutions
+from lazyjax.meshes import in_any_program, zeros
 from lazyjax.norms import scaled
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, model_with
@@ -142,7 +143,7 @@ def _in_turn(function: Any, vectors: jax.Array, at_once: int) -> jax.Array:
     if at_once >= count:
         return function(vectors)
     turns = -(-count // at_once)
-    filled = jnp.zeros((turns * at_once, *vectors.shape[1:]), vectors.dtype).at[:count].set(vectors)
+    filled = zeros((turns * at_once, *vectors.shape[1:]), vectors).at[:count].set(vectors)
     found = jax.lax.map(function, filled.reshape(turns, at_once, *vectors.shape[1:]))
     return found.reshape(turns * at_once, *found.shape[2:])[:count]
 
@@ -241,6 +242,7 @@ def _choose(call: Call, arrays: Arrays, form: Any, keep: str, memory: Any) -> Fo
     return _fitting(call, arrays, forms, memory)
 
 
+@in_any_program(back=False)
 def ntk_operator(
     f: ModelFunction,
     params: Params,
