@@ -21,6 +21,15 @@ def is_known(value: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
+def known(name: str, value: Any, function: str) -> None:
+    """Require concrete values, for a function that works on the host."""
+    if not is_known(value):
+        raise TypeError(
+            f"`{name}` must be known to {function}, got traced arrays. Call {function} outside of "
+            "jit, vmap and shard_map; arrays that are sharded over a mesh may be given as they are."
+        )
+
+
 def model_function(f: ModelFunction) -> Partial:
     """Require a function; give it as a pytree, whose arrays travel as arguments of `jit`."""
     if not callable(f):

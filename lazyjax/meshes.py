@@ -111,10 +111,10 @@ def _moved(tree: Any, here: Any, there: Any, rows: dict[int, Any]) -> Any:
             return leaf
         if not isinstance(leaf, Tracer):
             return jax.device_put(leaf, NamedSharding(there, sharding.spec))
-        known = (
-            rows.get(leaf.shape[0]) if leaf.ndim and AxisType.Explicit in there.axis_types else None
-        )
-        return jax.sharding.reshard(leaf, NamedSharding(there, PartitionSpec(known)))
+        spec = PartitionSpec()
+        if leaf.ndim and AxisType.Explicit in there.axis_types:
+            spec = PartitionSpec(rows.get(leaf.shape[0]))
+        return jax.sharding.reshard(leaf, NamedSharding(there, spec))
 
     return jax.tree.map(move, tree)
 

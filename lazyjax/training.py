@@ -184,6 +184,8 @@ def _prepare(
         raise TypeError(
             f"`data` must be Dataset(x, y), got {type(data).__name__}. Use Dataset(x, y)."
         )
+    checks.known("params", (f, loss, params), "train")
+    checks.known("data", data, "train")
     checks.floating("params", params)
     checks.finite("params", params)
     params, data = jax.tree.map(jnp.asarray, (params, Dataset(data[0], widened(data[1]))))
@@ -253,7 +255,7 @@ def train(
     ------
     TypeError
         If an argument is of the wrong kind: parameters or targets that are no real floats, a
-        function that cannot be called, a setting that is no whole number.
+        function that cannot be called, a setting that is no whole number; if they are traced.
     ValueError
         If shapes do not fit, the loss broadcasts labels against the predictions of other examples,
         `f` has no derivative in reverse mode, a value is NaN or infinite, a setting is below 1,
@@ -270,7 +272,8 @@ def train(
     The first call compiles; calls that differ only in numbers do not compile again. A model that
     `linearize` and its like return passes its arrays as arguments. Losses and movements are taken
     in float32 at least, whatever the parameters are; predictions and float targets of half
-    precision reach the loss as float32.
+    precision reach the loss as float32. Data that are sharded over a mesh stay where they are: each
+    device computes with its share of a batch.
 
     Examples
     --------

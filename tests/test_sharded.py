@@ -1,4 +1,4 @@
-"""Filter gradients of single examples over several devices: XLA's fault, and that we go round it."""
+"""Several devices: sharded programs of users, and a fault of XLA that we go round."""
 
 import os
 import subprocess
@@ -78,13 +78,30 @@ for name, f in kinds.items():
 """
 
 
-@pytest.mark.parametrize("script", [FAULT, KINDS], ids=["XLA is wrong", "every kind is right"])
-def test_filter_gradients_of_examples_on_four_devices(script):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+def on_devices(devices, *command):
+    """Run a command on so many devices of the host."""
     done = subprocess.run(
-        [sys.executable, "-c", START + script],
-        env={**os.environ, **flags, "PYTHONPATH": str(Path(__file__).parent)},
+        [sys.executable, *command],
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(Path(__file__).parent),
+        },
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", [FAULT, KINDS], ids=["XLA is wrong", "every kind is right"])
+def test_filter_gradients_of_examples_on_four_devices(script):
+    on_devices(4, "-c", START + script)
+
+
+def test_inside_sharded_programs_everything_is_as_outside():
+    on_devices(4, str(Path(__file__).parent / "sharded_programs.py"))
+
+
+@pytest.mark.thorough
+def test_inside_sharded_programs_on_more_devices_and_in_every_combination():
+    on_devices(8, str(Path(__file__).parent / "sharded_programs.py"), "--thorough")

@@ -441,7 +441,7 @@ def test_what_cannot_be_stored_is_refused_before_any_work(tmp_path):
         ("params", lambda a: store(path, params=PARAMS | {"c": a})),
         ("x1", lambda a: store(path, x1=X1 * a[0, 0])),
     ):
-        with pytest.raises(TypeError, match=f"`{name}` must be known .*outside of jit"):
+        with pytest.raises(TypeError, match=f"`{name}` must be known to kernel_store.*outside of jit"):
             jax.jit(lambda a, call=call: call(a))(PARAMS["c"])
     assert not path.exists()
 

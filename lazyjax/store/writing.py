@@ -32,11 +32,7 @@ _HEAD = 4  # examples that are looked at beforehand
 
 def _on_host(name: str, x: Any) -> Any:
     """Give the inputs as numpy arrays; those that are mapped from the disk stay there."""
-    if not checks.is_known(x):
-        raise TypeError(
-            f"`{name}` must be known where the kernel is stored, got a traced array. "
-            "Call kernel_store outside of jit."
-        )
+    checks.known(name, x, "kernel_store")
     x = jax.tree.map(np.asarray, x)
     checks.batch(name, x)
     return x
@@ -182,11 +178,7 @@ def kernel_store(
     """
     path, budget = Path(path), bytes_of(memory)
     tile = check_batch_size(tile, "tile")
-    if not checks.is_known((f, params)):
-        raise TypeError(
-            "`params` must be known where the kernel is stored, got traced arrays. "
-            "Call kernel_store outside of jit."
-        )
+    checks.known("params", (f, params), "kernel_store")
     x = tuple(_on_host(name, a) for name, a in (("x1", x1), ("x2", x2)) if a is not None)
     heads = [jax.tree.map(lambda a: a[:_HEAD], a) for a in x]
     call = check(

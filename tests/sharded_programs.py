@@ -1,0 +1,169 @@
+"""A program on several devices that compares lazyjax inside sharded programs with itself outside.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python sharded_programs.py [--thorough]
+
+Its exit status says whether all agree; what does not is printed.
+"""
+
+import itertools
+import sys
+import traceback
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lazyjax import Dataset, linearize, ntk, ntk_operator, train
+from lazyjax.kernels import METHODS, REDUCTIONS
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(rng.standard_normal(shape))
+
+
+def conv(w, x):
+    return lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def mlp(w, x):
+    return jnp.tanh(x @ w[0] + w[1]) @ w[2]
+
+
+MODELS = {
+    "mlp": (mlp, [normal(4, 5), normal(5), normal(5, 3)], normal(16, 4)),
+    "scan": (
+        lambda w, x: lax.scan(lambda h, a: (jnp.tanh(h @ a), None), x, w[0])[0] @ w[1],
+        [normal(2, 4, 4), normal(4, 3)],
+        normal(16, 4),
+    ),
+    "cnn": (
+        lambda w, x: jnp.tanh(conv(w[0], x)).mean((1, 2)) @ w[1],
+        [normal(3, 3, 2, 4), normal(4, 3)],
+        normal(16, 5, 5, 2),
+    ),
+}
+
+
+def mesh_of(devices, kind):
+    return Mesh(np.array(jax.devices()[:devices]), ("i",), axis_types=(kind,))
+
+
+def placed(tree, mesh, *axes):
+    return jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, P(*axes))), tree)
+
+
+def each_share(function, devices, *sharded):
+    """Apply a function to the share of every device, one after the other."""
+    shares = zip(*(jnp.split(a, devices) for a in sharded), strict=True)
+    return jnp.concatenate([function(*share) for share in shares])
+
+
+def of_kernels(mesh, f, w, x, **options):
+    """Ways to a kernel inside a sharded program, and the ways outside of it."""
+    x2 = x[:8]
+
+    def one(w, x):
+        return ntk(f, w, x, **options)
+
+    def two(w, x, x2):
+        return ntk(f, w, x, x2, **options)
+
+    here, everywhere = placed(x, mesh, "i"), placed((w, x2), mesh)
+    specs = [NamedSharding(mesh, spec) for spec in (P(), P("i"), P())]
+    shard_map = jax.shard_map(two, mesh=mesh, in_specs=(P(), P("i"), P()), out_specs=P("i"))
+    alone = jax.shard_map(one, mesh=mesh, in_specs=(P(), P()), out_specs=P())
+    arguments = everywhere[0], here, everywhere[1]
+    yield "placed", lambda: one(w, here), one(w, x)
+    yield "all placed", lambda: two(*arguments), two(w, x, x2)
+    yield "jit", lambda: jax.jit(one)(w, here), one(w, x)
+    yield "in_shardings", lambda: jax.jit(two, in_shardings=specs)(w, x, x2), two(w, x, x2)
+    yield "shard_map", lambda: jax.jit(shard_map)(*arguments), two(w, x, x2)
+    yield "shard_map of one", lambda: alone(everywhere[0], placed(x, mesh)), one(w, x)
+
+
+def of_others(mesh):
+    """The tangent model, the operator and training."""
+    devices = mesh.devices.size
+    f, w, x = MODELS["mlp"]
+    moved, y, v = jax.tree.map(lambda a: 1.1 * a, w), normal(16, 3), normal(48)
+    X, Y, V, W = *placed((x, y, v), mesh, "i"), placed(w, mesh)
+
+    def tangent(w, x, moved):
+        return linearize(f, w)(moved, x)
+
+    def of_a_batch(w, x, moved):
+        return linearize(f, w, x)(moved)
+
+    def product(w, x, v):
+        return ntk_operator(f, w, x, ridge=0.1) @ v
+
+    def trained(w, x, y, **settings):
+        history = train(f, w, Dataset(x, y), optax.sgd(0.05), steps=4, **settings)
+        return history.params[0][-1]
+
+    def shares(function, *specs):
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("i")))
+
+    batches = {"batch_size": 8, "key": jax.random.key(0)}
+    for function in (tangent, of_a_batch):
+        name, expected = function.__name__, function(w, x, moved)
+        yield name, lambda g=function: g(W, X, placed(moved, mesh)), expected
+        yield f"{name} jit", lambda g=function: jax.jit(g)(w, X, moved), expected
+        inside = shares(function, P(), P("i"), P())
+        yield f"{name} shard_map", lambda g=inside: g(W, X, placed(moved, mesh)), expected
+    yield "product", lambda: product(W, X, V), product(w, x, v)
+    yield "product jit", lambda: jax.jit(product)(w, X, V), product(w, x, v)
+    of_shares = each_share(lambda x, v: product(w, x, v), devices, x, v)
+    yield "product shard_map", lambda: shares(product, P(), P("i"), P("i"))(W, X, V), of_shares
+    yield "train", lambda: trained(W, X, Y), trained(w, x, y)
+    yield "train, batches", lambda: trained(w, X, Y, **batches), trained(w, x, y, **batches)
+
+
+def wrong(name, compute, expected):
+    """Tell whether a way does not agree, and print how."""
+    try:
+        found = compute()
+    except Exception:
+        print(name)
+        traceback.print_exc()
+        return True
+    error = jnp.linalg.norm(np.asarray(found) - expected) / jnp.linalg.norm(expected)
+    if not error < 1e-12:
+        print(name, error)
+    return not error < 1e-12
+
+
+def main(thorough):
+    every = list(itertools.product(MODELS, METHODS, REDUCTIONS))
+    if not thorough:  # every model, method and reduction, not all together
+        every = [
+            (model, method, list(REDUCTIONS)[(i + j) % len(REDUCTIONS)])
+            for (i, model), (j, method) in itertools.product(enumerate(MODELS), enumerate(METHODS))
+        ]
+    failed = 0
+    for devices, kind in itertools.product(
+        (1, 4, 8) if thorough else (4,), (AxisType.Auto, AxisType.Explicit)
+    ):
+        mesh = mesh_of(devices, kind)
+        for model, method, reduce in every:
+            for way, *case in of_kernels(mesh, *MODELS[model], method=method, reduce=reduce):
+                failed += wrong(f"{mesh} {model} {method} {reduce}: {way}", *case)
+        for way, *case in of_others(mesh):
+            failed += wrong(f"{mesh} {way}", *case)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main("--thorough" in sys.argv)
