@@ -47,7 +47,7 @@ LAYOUTS: dict[str, _Layout] = {
     # calls and loops
     "jit": _CALL,
     "pjit": _CALL,
-    "closed_call": _layout(body="call_jaxpr"),
+    "closed_call": _layout("name", body="call_jaxpr"),
     "core_call": _layout("name", body="call_jaxpr"),
     "remat": _REMAT,
     "remat2": _REMAT,
