@@ -14,11 +14,9 @@ from lazyjax.kernels import METHODS
 from lazyjax.kernels.orders import ORDERS
 
 # these programs run once: compiling them costs more than anything that they do
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):  # later versions have no others
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 STRUCTURED = METHODS["structured_derivatives"]
