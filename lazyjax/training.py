@@ -269,6 +269,9 @@ def train(
 
     Notes
     -----
+    The same call gives the same bits, stopped and resumed or not. Chunks of another length, and the
+    same steps written as a loop, agree to rounding: they are compiled apart, and an optimiser that
+    divides by the size of the gradients, such as Adam, makes much of rounding where these vanish.
     The first call compiles; calls that differ only in numbers do not compile again. A model that
     `linearize` and its like return passes its arrays as arguments. Losses and movements are taken
     in float32 at least, whatever the parameters are; predictions and float targets of half

@@ -10,6 +10,12 @@ import matplotlib.pyplot as plt
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+# compiles twice as fast; read when the first array is made, by processes that tests start too
+FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):  # later versions have no such choice
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+
 matplotlib.use("Agg")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,29 +34,26 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
 
 
-COMPILED_LITTLE = {
-    "test_kinds_of_faults",
-    "test_traces",
-    "test_verification",
-    "test_batches",
-    "test_command_line",
-    "test_digits_kernel",
-    "test_docs",
-    "test_kernel_models",
-    "test_kernel_random_models",
-    "test_kernels",
-    "test_operators",
-    "test_operators_spectra",
-    "test_readme",
-    "test_regression",
-    "test_sketches",
+OPTIMISED = {
+    "test_alpha_scaling",
+    "test_bad_init",
+    "test_bias_complexity",
+    "test_budgets",
+    "test_flow_vs_descent",
+    "test_kernel_float32",
+    "test_norms",
+    "test_numbers",
+    "test_overparametrised_regression",
+    "test_sinusoidal_features",
+    "test_width_sweep",
 }
-"""Modules of many small programs that run once: to optimise them costs more than to run them."""
+"""Modules of long runs, of what XLA says of a program, and of rounding. All others have many small
+programs that run once: to optimise them costs more than to run them."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _compilation(request):
-    little = request.module.__name__ in COMPILED_LITTLE
+    little = request.module.__name__ not in OPTIMISED
     jax.config.update("jax_disable_most_optimizations", little)
 
 

@@ -10,10 +10,6 @@ import sys
 import traceback
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)
-
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -24,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from lazyjax import Dataset, linearize, ntk, ntk_operator, train
 from lazyjax.kernels import METHODS, REDUCTIONS
 
+jax.config.update("jax_enable_x64", True)
 rng = np.random.default_rng(0)
 
 

@@ -198,7 +198,7 @@ for keep, reduce, x2 in rows:
 
 
 def test_four_devices_share_out_the_examples():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
     done = subprocess.run(
         [sys.executable, "-c", ON_DEVICES],
         env={**os.environ, **flags, "PYTHONPATH": str(Path(__file__).parent)},

@@ -84,7 +84,8 @@ def on_devices(devices, *command):
         [sys.executable, *command],
         env={
             **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": str(Path(__file__).parent),
         },
         capture_output=True,

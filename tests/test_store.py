@@ -313,7 +313,7 @@ assert stored.recipe["spilled"]
 def test_two_devices_give_the_same_kernel(tmp_path, disk_rate):
     disk_rate(1e15)
     memory = least(tmp_path)
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"}
     subprocess.run(
         [sys.executable, "-c", DEVICES, str(tmp_path / "k"), memory],
         cwd=Path(__file__).parent.parent,
@@ -441,7 +441,9 @@ def test_what_cannot_be_stored_is_refused_before_any_work(tmp_path):
         ("params", lambda a: store(path, params=PARAMS | {"c": a})),
         ("x1", lambda a: store(path, x1=X1 * a[0, 0])),
     ):
-        with pytest.raises(TypeError, match=f"`{name}` must be known to kernel_store.*outside of jit"):
+        with pytest.raises(
+            TypeError, match=f"`{name}` must be known to kernel_store.*outside of jit"
+        ):
             jax.jit(lambda a, call=call: call(a))(PARAMS["c"])
     assert not path.exists()
 

@@ -43,8 +43,9 @@ def stack(*trees):
 
 @pytest.fixture
 def data():
+    # without symmetry: no gradient is 0 but for rounding, which Adam would divide by its epsilon
     x = jnp.linspace(-1, 1, 12)[:, None]
-    return Dataset(x, jnp.sin(3 * x))
+    return Dataset(x, jnp.sin(3 * x + 0.5))
 
 
 def by_hand(f, params, data, optimizer, steps, loss=optax.losses.squared_error, batches=None):
@@ -295,8 +296,9 @@ def test_mini_batches_that_diverge_leave_nan_on_the_grid(data):
             mlp, initial(0), data, optax.sgd(1e5), steps=300, key=jax.random.key(0), batch_size=4
         )
     late = history.steps >= history.diverged_at
+    before = history.steps < history.diverged_at - 1  # all data may overflow a step before a batch
     assert np.all(np.isnan(history.data_loss[late]))
-    assert np.all(np.isfinite(history.data_loss[~late]))
+    assert np.all(np.isfinite(history.data_loss[before]))
 
 
 # --- rounding

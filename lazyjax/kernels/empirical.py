@@ -106,9 +106,9 @@ def ntk(
     and NTK-vector products 4 N^2 K F. "auto" counts all in the jaxpr, weighed by the rates of
     the backend (`lazyjax.kernels.costs.RATES`), never by a clock; only contraction works without
     reverse mode (`while`), then by P columns.
-    Works under `jit`, `vmap` over params, and is differentiable by them. Inside `jax.shard_map` it is
-    the kernel of what the device holds; of inputs that are sharded over a mesh the rows stay where
-    their examples are.
+    Works under `jit`, `vmap` over params, and is differentiable by them. Inside `jax.shard_map` it
+    is the kernel of what the device holds; where inputs are sharded over a mesh, rows stay with
+    their examples.
 
     References
     ----------
