@@ -55,6 +55,8 @@ programs that run once: to optimise them costs more than to run them."""
 def _compilation(request):
     little = request.module.__name__ not in OPTIMISED
     jax.config.update("jax_disable_most_optimizations", little)
+    yield
+    jax.clear_caches()  # each program that is kept maps memory, and that has an end
 
 
 def pytest_addoption(parser):
