@@ -36,8 +36,8 @@ def _varying(tree: Any) -> frozenset[str]:
     """Give the axes of the mesh along which any leaf differs from device to device."""
     axes: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-            kind = jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf
+        if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):  # values that are known do not
+            kind = jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf
             kind = getattr(kind, "manual_axis_type", kind)  # since 0.10
             axes |= getattr(kind, "varying", getattr(kind, "vma", None)) or frozenset()
     return axes
@@ -80,6 +80,11 @@ def zeros(shape: tuple[int, ...], like: Any) -> jax.Array:
 def directions(y: jax.Array) -> jax.Array:
     """Give a cotangent for each of the outputs (K,) of an example, (K, K)."""
     return alike(jnp.eye(y.size, dtype=y.dtype), y)
+
+
+def _on_the_mesh(leaf: Any) -> Any:
+    """Make an array of one of NumPy; it lives on the mesh that is set."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _automatic(mesh: Any) -> Any:
@@ -136,6 +141,8 @@ def in_any_program(back: bool = True) -> Callable[[Function], Function]:
     def decorator(function: Any) -> Any:
         @wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
+            if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+                arguments = jax.tree.map(_on_the_mesh, arguments)
             arrays = _arrays((arguments, options))
             shardings = [s for s in map(_sharding, arrays) if s is not None]
             explicit = [s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types]
@@ -149,8 +156,8 @@ def in_any_program(back: bool = True) -> Callable[[Function], Function]:
             }
             try:
                 with use_abstract_mesh(getattr(automatic, "abstract_mesh", automatic)):
-                    moved = _moved((arguments, options), mesh, automatic, rows)
-                    out = function(*moved[0], **moved[1])
+                    arguments, options = _moved((arguments, options), mesh, automatic, rows)
+                    out = function(*alike(arguments, (arguments, options)), **options)
             except Exception as error:
                 error.add_note(
                     f"The arrays are sharded over {mesh}. lazyjax computes on automatic axes of "

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from lazyjax import checks
 from lazyjax.derivatives import jvp
 from lazyjax.kernels import matrix
+from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of, widened
 from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params, leaf_names
@@ -396,6 +397,7 @@ def _kappa(
     )
 
 
+@in_any_program()
 def kappa(
     f: ModelFunction,
     params0: Params,

@@ -19,6 +19,7 @@ from lazyjax import checks
 from lazyjax.dynamics import Dynamics, warn_of_rounding
 from lazyjax.kernels.batches import check_examples
 from lazyjax.kernels.layouts import plain_convolutions
+from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of, widened
 from lazyjax.operators import KernelOperator, NotConverged, Nystrom, solve
 from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
@@ -182,6 +183,7 @@ def _in_growing_spaces(
         before = fit
 
 
+@in_any_program()
 def kernel_regression(
     A: KernelOperator,
     y: ArrayLike,
@@ -339,6 +341,7 @@ def _moved(f: Partial, params0: Params, x: Any, c: jax.Array, *, size: int) -> P
     return structure.unflatten([a + b[0] for a, b in zip(w, moved, strict=True)])
 
 
+@in_any_program()
 def tangent_parameters(
     f: ModelFunction, params0: Params, x: Any, coefficients: ArrayLike, *, batch_size: int = 256
 ) -> Params:

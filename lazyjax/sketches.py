@@ -23,6 +23,7 @@ from lazyjax.kernels.blocks import in_close_blocks
 from lazyjax.kernels.computation import check, only_output
 from lazyjax.kernels.factors import Factors, Shape, bias_jacobian
 from lazyjax.kernels.orders import jacobian_of
+from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
 
 
@@ -178,6 +179,7 @@ def _features(
         return in_close_blocks(of_block, x, plan.jaxpr)
 
 
+@in_any_program()
 def sketch(
     key: jax.Array,
     f: ModelFunction,

@@ -10,6 +10,7 @@ import optax
 
 from lazyjax import checks
 from lazyjax.derivatives import linearization
+from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of, widened
 from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
@@ -224,6 +225,7 @@ def _power_iteration(
     return jax.lax.while_loop(going_on, step, state)[1]
 
 
+@in_any_program()
 def largest_eigenvalue(
     f: ModelFunction,
     params: Params,

@@ -20,6 +20,7 @@ from lazyjax.kernels.arguments import path_of, require_reverse, split
 from lazyjax.kernels.batches import epsilon
 from lazyjax.kernels.computation import Call, Options, check, jobs, kernels
 from lazyjax.kernels.estimates import explanation
+from lazyjax.meshes import in_any_program
 from lazyjax.norms import scaled, widened
 from lazyjax.types import ModelFunction, Params
 
@@ -204,6 +205,7 @@ def _perturbed(params: Params, rng: np.random.Generator, step: int) -> Params:
     return jax.tree.map(changed, params)
 
 
+@in_any_program()
 def verify(
     f: ModelFunction,
     params: Params,

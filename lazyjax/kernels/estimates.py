@@ -16,6 +16,7 @@ from lazyjax.kernels.budgets import candidates, counted, peak
 from lazyjax.kernels.computation import check, jobs
 from lazyjax.kernels.orders import ORDERS, cheapest_order
 from lazyjax.kernels.structured import Plan, plan
+from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
 
 
@@ -34,6 +35,7 @@ class Estimate(NamedTuple):
     memory: int
 
 
+@in_any_program()
 def estimate(
     f: ModelFunction,
     params: Params,
@@ -220,6 +222,7 @@ def _add(rows: dict[str, Leaf], row: Leaf) -> None:
     )
 
 
+@in_any_program()
 def explain(
     f: ModelFunction,
     params: Params,
