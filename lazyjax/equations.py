@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.core import eval_jaxpr
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend import core
+from jax.extend.core import Literal
+
+Jaxpr = Any
+"""A jaxpr with its constants, which JAX has a type for until 0.11 and another since 0.12."""
 
 INLINE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 """Primitives whose jaxpr may be run in their place."""
@@ -130,7 +134,7 @@ LAYOUTS: dict[str, _Layout] = {
 """Primitives whose parameters are read, as JAX 0.8 to 0.12 have them."""
 
 
-def _of_scan(equation: Any, body: ClosedJaxpr, length: int) -> dict[str, int] | None:
+def _of_scan(equation: Any, body: Jaxpr, length: int) -> dict[str, int] | None:
     """Tell constants, carries and what is run over by their shapes.
 
     `num_consts` and `num_carry` until JAX 0.11 are `ft_in` and `ft_out` since 0.12; what the body
@@ -198,8 +202,10 @@ def known(equation: Any) -> bool:
     return equation.primitive.name not in LAYOUTS or settings(equation) is not None
 
 
-def _closed(jaxpr: Any) -> ClosedJaxpr:
-    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+def _closed(jaxpr: Any) -> Jaxpr:
+    if hasattr(jaxpr, "jaxpr"):
+        return jaxpr
+    return vars(core)["ClosedJaxpr"](jaxpr, ())  # until 0.11; since then all have constants
 
 
 def is_custom_vjp(equation: Any) -> bool:

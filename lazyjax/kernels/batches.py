@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
-from jax.extend.core import ClosedJaxpr
 from jax.tree_util import Partial
 
 from lazyjax import checks
-from lazyjax.equations import equations
+from lazyjax.equations import Jaxpr, equations
 from lazyjax.kernels.suspects import Suspect, suspects
 from lazyjax.types import ModelFunction, Params
 
@@ -130,7 +129,7 @@ def _far(these: Row, those: Row, near: float, floors: list[float]) -> bool:
     return any(_norm(a - b) > near * max(_norm(a), _norm(b)) + floor for a, b, floor in outputs)
 
 
-def _runner(model: ClosedJaxpr, constants: list[Any]) -> Callable[..., list[np.ndarray]]:
+def _runner(model: Jaxpr, constants: list[Any]) -> Callable[..., list[np.ndarray]]:
     """Give the model as a function of all leaves, to (batch, numbers) of each output."""
 
     @jax.jit
@@ -146,7 +145,7 @@ def _runner(model: ClosedJaxpr, constants: list[Any]) -> Callable[..., list[np.n
     return outputs
 
 
-def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) -> str | None:
+def _trial(two: Jaxpr, three: Jaxpr, f: Any, params: Any, x: Any) -> str | None:
     """Give the fault of a model on examples a and b, or None.
 
     In batches of equal size rounding is equal too, and the tolerance is for iterations that stop
@@ -183,7 +182,7 @@ def _trial(two: ClosedJaxpr, three: ClosedJaxpr, f: Any, params: Any, x: Any) ->
     return "size" if any(_far(ab[i], aba[i], _NEAR, floors) for i in (a, b)) else None
 
 
-def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
+def _trace(f: Partial, params: Params, x: Any, n: int) -> Jaxpr:
     def batch(leaf: Any) -> jax.ShapeDtypeStruct:
         one = jax.typeof(leaf)
         return jax.ShapeDtypeStruct((n, *one.shape[1:]), one.dtype)
@@ -192,7 +191,7 @@ def _trace(f: Partial, params: Params, x: Any, n: int) -> ClosedJaxpr:
         return jax.make_jaxpr(lambda f, p, x: f(p, x))(f, params, jax.tree.map(batch, x))
 
 
-def _misshapen(two: ClosedJaxpr, three: ClosedJaxpr) -> str | None:
+def _misshapen(two: Jaxpr, three: Jaxpr) -> str | None:
     """Tell of outputs that lack the batch, or grow along another axis with the examples."""
     shapes = [[y.shape for y in model.out_avals] for model in (two, three)]
     for of_two, of_three in zip(*shapes, strict=True):
@@ -201,7 +200,7 @@ def _misshapen(two: ClosedJaxpr, three: ClosedJaxpr) -> str | None:
     return None
 
 
-def _can_run(two: ClosedJaxpr, known: bool) -> bool:
+def _can_run(two: Jaxpr, known: bool) -> bool:
     """Tell whether a model ends, without work for the host."""
     names = {equation.primitive.name for equation in equations(two.jaxpr)}
     return not names & ({"pure_callback", "io_callback"} | (set() if known else {"while"}))

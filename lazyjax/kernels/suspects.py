@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 
-from lazyjax.equations import inner_jaxprs, needed, settings
+from lazyjax.equations import Jaxpr, inner_jaxprs, needed, settings
 
 
 def _cut(equation: Any) -> list[int]:
@@ -192,12 +192,12 @@ def _walk(
     return [read(*pair) for pair in zip(two.outvars, three.outvars, strict=True)]
 
 
-def suspects(two: ClosedJaxpr, three: ClosedJaxpr, leaves: int) -> list[Suspect] | None:
+def suspects(two: Jaxpr, three: Jaxpr, leaves: int) -> list[Suspect] | None:
     """Find the equations that may let the examples of a batch see each other.
 
     Parameters
     ----------
-    two, three : ClosedJaxpr
+    two, three : Jaxpr
         The model, traced on two and on three examples.
     leaves : int
         How many of its last inputs are leaves of x.
