@@ -633,6 +633,55 @@ def _layers(kind: str, activations: list[str], wraps: list[str]) -> st.SearchStr
     return (st.one_of(every, st.sampled_from(often)) if often else every).flatmap(of)
 
 
+SCALED = ["0.1 w", "w / 3", "w / sqrt(n)", "-w", "-0.4 (3 w)"]
+
+
+def _layer_of(names: list[str], kind: str, wraps: list[str], before: Any, **options: Any) -> Any:
+    """Draw one of some layers with some of its options given."""
+
+    def of(name: str) -> st.SearchStrategy[Layer]:
+        every = LAYERS[kind][name][1] | options
+        if "bias" in options and name == "dense":  # it has two kinds of biases
+            every |= {"bias": options["bias"].map(lambda bias: "row" if bias else "none")}
+        return st.builds(
+            Layer,
+            st.just(name),
+            st.fixed_dictionaries(every),
+            st.sampled_from(["none"] if kind == "tokens" else ["tanh", "gelu", "elu"]),
+            st.sampled_from(wraps),
+            before,
+            st.just("own"),
+        )
+
+    return st.sampled_from(names).flatmap(of)
+
+
+CORNERS = {
+    "a bias and its product, of two factors": lambda kind: _layer_of(
+        [n for n in ("dense", "convolution", "embedding") if n in LAYERS[kind]],
+        kind,
+        ["none"] if kind == "tokens" else ["none", "jit", "remat"],
+        st.tuples(st.sampled_from(SCALED), st.sampled_from(["as it is", *SCALED])),
+        bias=st.just(True),
+    ),
+    "two orders of one table": lambda _: _layer_of(
+        ["embedding"],
+        "tokens",
+        ["none"],
+        st.just(()),
+        how=st.sampled_from(["index", "take"]),
+        again=st.sampled_from(["flipped", "permuted"]),
+    ),
+    "tiny and huge": lambda kind: _layer_of(
+        [n for n in ("dense", "convolution") if n in LAYERS[kind]],
+        kind,
+        list(WRAPS_OF_LINEAR_LAYERS),
+        st.just(()),
+        bias=st.just(False),
+    ),
+}
+"""First layers that few draws would meet, and that were wrong once: `(kind) -> layers`."""
+
 SHAPES = {
     "vector": st.tuples(st.integers(2, 4)),
     "sequence": st.tuples(st.integers(2, 4), st.integers(2, 3)),
@@ -643,9 +692,14 @@ SHAPES = {
 
 @st.composite
 def nets(draw: Any) -> Net:
-    """Draw a model of one to three layers and a last one."""
-    kind = draw(st.sampled_from(list(SHAPES)))
-    first = [draw(_layers(kind, ["none"], ["none"]))] if kind == "tokens" else []
+    """Draw a model of one to three layers and a last one, most with a corner first."""
+    corner = draw(st.sampled_from([None, *CORNERS]))
+    kinds = {"two orders of one table": ["tokens"], "tiny and huge": ["vector", "image"]}
+    kind = draw(st.sampled_from(kinds.get(corner, list(SHAPES))))
+    if corner:
+        first = [draw(CORNERS[corner](kind))]
+    else:
+        first = [draw(_layers(kind, ["none"], ["none"]))] if kind == "tokens" else []
     hidden = _layers(
         "sequence" if kind == "tokens" else kind,
         list(ACTIVATIONS),
@@ -653,7 +707,7 @@ def nets(draw: Any) -> Net:
     )
     layers = [
         *first,
-        *draw(st.lists(hidden, min_size=1, max_size=3)),
+        *draw(st.lists(hidden, min_size=0 if corner else 1, max_size=1 if corner else 3)),
         draw(_layers("last", ["none"], ["none"])),
     ]
     backward_only = any(
@@ -662,5 +716,6 @@ def nets(draw: Any) -> Net:
     by_x = "none"
     if kind != "tokens":
         by_x = draw(st.sampled_from(["none", "none", "grad"] if backward_only else list(BY_X)))
-    dtype = draw(st.sampled_from(["float64", "float64", "float32", "bfloat16", "float16"]))
+    floats = ["float64"] * 3 + ["float32"] * 2 + ["bfloat16", "float16"]
+    dtype = draw(st.sampled_from(["float32"] if corner == "tiny and huge" else floats))
     return Net(draw(SHAPES[kind]), layers, by_x, dtype)
