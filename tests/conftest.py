@@ -45,9 +45,10 @@ OPTIMISED = {
     "test_numbers",
     "test_overparametrised_regression",
     "test_sinusoidal_features",
+    "test_store",
     "test_width_sweep",
 }
-"""Modules of long runs, of what XLA says of a program, and of rounding. All others have many small
+"""Modules of long runs, of what XLA says of a program, and of bits. All others have many small
 programs that run once: to optimise them costs more than to run them."""
 
 
