@@ -349,9 +349,15 @@ def _of_output(
 
     (forms, sizes), (others, _) = _forms(here, reduce), _forms(near, reduce)
     found = np.stack([_form(own, reduce, u.astype(float), v.astype(float)) for own in leaves])
+    # a form whose terms cancel has the rounding of its terms, u K v of each pair
+    with np.errstate(over="ignore"):
+        u2, v2 = u.astype(float) ** 2, v.astype(float) ** 2
+        terms = np.sqrt(np.stack([_form(own**2, reduce, u2, v2) for own in leaves]))
+    terms = np.where(np.isfinite(terms), terms, 0)  # what overflowed explains nothing
     # a derivative that cancels to 0 is rounding, of what stands beside it
     beside = eps**2 * np.linalg.norm(sizes, axis=0, keepdims=True)
-    allowed = slack.rounding * (eps * sizes + beside) + slack.noise * np.abs(others - forms)
+    rounding = eps * np.maximum(sizes, terms) + beside
+    allowed = slack.rounding * rounding + slack.noise * np.abs(others - forms)
     errors = np.abs(found - forms)
     return whole, [_largest(*own) for own in zip(errors, allowed, sizes, strict=True)]
 
