@@ -250,11 +250,11 @@ def verify(
     -----
     Cost: the kernel twice, whole and by leaves, and three products with it of one vector, that is
     four backward passes and two forward ones; K times that for "diagonal" and "trace". Each side is
-    compiled once. The tolerance is 64 epsilon of the coarsest floats in the model and 16 times what
-    the products change when every weight is changed by 4 epsilon; in half precision 8 epsilon and
-    what they change by 1. Two random vectors see any error above that, but for chance: one of size
-    r times the tolerance is overlooked with a probability of the order of 1 / r. Products that are
-    not finite tell nothing.
+    compiled once. The tolerance is 64 epsilon of the coarsest floats in the model, of the products
+    or of their terms where these cancel, and 16 times what the products change when every weight is
+    changed by 4 epsilon; in half precision 8 epsilon and what they change by 1. Two random vectors
+    see any error above that, but for chance: one of size r times the tolerance is overlooked with a
+    probability of the order of 1 / r. Products that are not finite tell nothing.
 
     Examples
     --------

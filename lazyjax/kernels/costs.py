@@ -74,15 +74,15 @@ def _walk(jaxpr: Any, weigh: Callable[[Any], float]) -> float:
 
 
 def _operations(equation: Any) -> float:
-    name, known = equation.primitive.name, settings(equation)
+    name = equation.primitive.name
     size = sum(math.prod(v.aval.shape) for v in equation.outvars)
-    if name == "dot_general" and known:
-        (contracted, _), _ = known.numbers
+    if name == "dot_general" and (product := settings(equation)):
+        (contracted, _), _ = product.numbers
         shape = equation.invars[0].aval.shape
         return size * math.prod(shape[axis] for axis in contracted)
-    if name == "conv_general_dilated" and known:
+    if name == "conv_general_dilated" and (convolution := settings(equation)):
         filters = equation.invars[1].aval.shape
-        features = filters[known.numbers.rhs_spec[0]]
+        features = filters[convolution.numbers.rhs_spec[0]]
         return size * math.prod(filters) // features
     return size
 
