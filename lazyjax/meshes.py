@@ -87,6 +87,10 @@ def _on_the_mesh(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
+def _abstract(mesh: Any) -> Any:
+    return mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+
+
 def _automatic(mesh: Any) -> Any:
     """Give the same mesh, with automatic axes in the place of explicit ones."""
     kinds = tuple(AxisType.Auto if t == AxisType.Explicit else t for t in mesh.axis_types)
@@ -112,10 +116,13 @@ def _moved(tree: Any, here: Any, there: Any, rows: dict[int, Any]) -> Any:
 
     def move(leaf: Any) -> Any:
         sharding = _sharding(leaf)
-        if sharding is None or sharding.mesh != here:
+        if sharding is None:
             return leaf
-        if not isinstance(leaf, Tracer):
-            return jax.device_put(leaf, NamedSharding(there, sharding.spec))
+        if isinstance(here, Mesh):  # nothing is traced
+            own = sharding.mesh == here
+            return jax.device_put(leaf, NamedSharding(there, sharding.spec)) if own else leaf
+        if _abstract(sharding.mesh) != here:
+            return leaf
         spec = PartitionSpec()
         if leaf.ndim and AxisType.Explicit in there.axis_types:
             spec = PartitionSpec(rows.get(leaf.shape[0]))
@@ -148,14 +155,16 @@ def in_any_program(back: bool = True) -> Callable[[Function], Function]:
             explicit = [s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types]
             if not explicit:
                 return function(*alike(arguments, (arguments, options)), **options)
-            mesh, automatic = explicit[0], _automatic(explicit[0])
+            traced = any(isinstance(array, Tracer) for array in arrays)
+            mesh = _abstract(explicit[0]) if traced else explicit[0]
+            automatic = _automatic(mesh)
             rows = {
                 array.shape[0]: spec[0]
                 for array in arrays
                 if (own := _sharding(array)) and len(spec := own.spec) and spec[0] is not None
             }
             try:
-                with use_abstract_mesh(getattr(automatic, "abstract_mesh", automatic)):
+                with use_abstract_mesh(_abstract(automatic)):
                     arguments, options = _moved((arguments, options), mesh, automatic, rows)
                     out = function(*alike(arguments, (arguments, options)), **options)
             except Exception as error:

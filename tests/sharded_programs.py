@@ -85,6 +85,7 @@ def of_kernels(mesh, f, w, x, **options):
     yield "placed", lambda: one(w, here), one(w, x)
     yield "all placed", lambda: two(*arguments), two(w, x, x2)
     yield "jit", lambda: jax.jit(one)(w, here), one(w, x)
+    yield "jit of examples", lambda: jax.jit(lambda x: one(everywhere[0], x))(here), one(w, x)
     yield "in_shardings", lambda: jax.jit(two, in_shardings=specs)(w, x, x2), two(w, x, x2)
     yield "shard_map", lambda: jax.jit(shard_map)(*arguments), two(w, x, x2)
     yield "shard_map of one", lambda: alone(everywhere[0], placed(x, mesh)), one(w, x)
