@@ -99,10 +99,19 @@ def _mirrored(piece: jax.Array, reduce: str) -> jax.Array:
 
 
 def symmetric(square: jax.Array, reduce: str) -> jax.Array:
-    """Mirror what is below the diagonal: symmetric to the last bit."""
-    n = jnp.arange(len(square)).reshape(-1, *(1,) * (square.ndim - 1))
-    m, other = _mirrored(n, reduce), _mirrored(square, reduce)
-    return jnp.where(n > m, square, jnp.where(n < m, other, (square + other) / 2))
+    """Give above the diagonal what is below it: symmetric to the last bit.
+
+    One gather, not a choice of two arrays: XLA would compute an entry twice, once for each of them,
+    and may round it differently.
+    """
+    n, k = square.shape[:2] if reduce in ("none", "diagonal") else (len(square), 1)
+    size = n * k if reduce == "none" else n
+    one, other = (jax.lax.broadcasted_iota(int, (size, size), axis) for axis in (0, 1))
+    below = jnp.maximum(one, other), jnp.minimum(one, other)
+    if reduce == "diagonal":  # (n, k, m)
+        below = below[0][:, None], jnp.arange(k)[None, :, None], below[1][:, None]
+    flat = square.reshape(size, size) if reduce == "none" else square
+    return flat.at[below].get(mode="promise_in_bounds").reshape(square.shape)
 
 
 def _whole(pieces: Pieces, reduce: str) -> jax.Array:
