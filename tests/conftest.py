@@ -1,6 +1,7 @@
 """What every test rests on: float64, no silent broadcasting, no key used twice, no window."""
 
 import gc
+import itertools
 import os
 import tempfile
 
@@ -57,7 +58,17 @@ def _compilation(request):
     little = request.module.__name__ not in OPTIMISED
     jax.config.update("jax_disable_most_optimizations", little)
     yield
-    jax.clear_caches()  # each program that is kept maps memory, and that has an end
+    jax.clear_caches()
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _room():
+    yield
+    if next(_numbers) % 50 == 0:
+        jax.clear_caches()  # each program that is kept maps memory, and that has an end
 
 
 def pytest_addoption(parser):
