@@ -5,6 +5,7 @@ of two is divided out before they are taken, which costs no digit.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ def _power_of_two(largest: jax.Array) -> jax.Array:
     return jnp.where(usable, jax.lax.bitcast_convert_type(kept, largest.dtype), 1)
 
 
+@partial(jax.jit, static_argnames="axis", inline=True)  # one program where nothing is traced
 def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:
     """Give the power of two below the largest magnitude, so that `array / scale` is in [-2, 2].
 
@@ -52,6 +54,7 @@ def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:
     return _power_of_two(jnp.max(jnp.abs(array), axis, keepdims=axis is not None, initial=0.0))
 
 
+@partial(jax.jit, inline=True)
 def _common_scale(tree: Any) -> jax.Array:
     """Give the power of two below the largest magnitude of all entries of a tree."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
@@ -80,6 +83,7 @@ def scaled(function: Callable[[Any], Any], x: Any) -> Any:
     return jax.tree.map(lambda b: b * scale.astype(b.dtype), y)
 
 
+@partial(jax.jit, inline=True)
 def norm(tree: Any) -> jax.Array:
     """Compute the root of the sum of squares of all entries of a tree.
 

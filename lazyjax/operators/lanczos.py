@@ -28,14 +28,23 @@ class Tridiagonal(NamedTuple):
     @property
     def matrix(self) -> jax.Array:
         """T (B, depth, depth)."""
-        diagonal, off = jax.vmap(jnp.diag)(self.diagonal), self.off[:, :-1]
-        return diagonal + jax.vmap(lambda b: jnp.diag(b, 1) + jnp.diag(b, -1))(off)
+        return _tridiagonal(self.diagonal, self.off[:, :-1])
 
     def eigh(self) -> tuple[jax.Array, jax.Array]:
         """Compute the eigenvalues (B, depth) of T, ascending, and its eigenvectors."""
-        scale = scale_of(self.matrix, (1, 2))
-        values, vectors = jnp.linalg.eigh(self.matrix / scale)
-        return scale[:, 0] * values, vectors
+        return _eigh(self.matrix)
+
+
+@jax.jit
+def _tridiagonal(diagonal: jax.Array, off: jax.Array) -> jax.Array:
+    return jax.vmap(lambda a, b: jnp.diag(a) + jnp.diag(b, 1) + jnp.diag(b, -1))(diagonal, off)
+
+
+@jax.jit
+def _eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    scale = scale_of(matrices, (1, 2))
+    values, vectors = jnp.linalg.eigh(matrices / scale)
+    return scale[:, 0] * values, vectors
 
 
 _lengths = jax.vmap(norm)

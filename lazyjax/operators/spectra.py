@@ -267,13 +267,18 @@ def top_eigenpairs(
 def _rotated(A: KernelOperator, U: jax.Array) -> Eigenpairs:
     """Give the eigenpairs of A in the span of U (n, k), with their residuals."""
     U, _ = jnp.linalg.qr(U)
-    product = A @ U
+    return Eigenpairs(*_within(U, A @ U))
+
+
+@jax.jit
+def _within(U: jax.Array, product: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Give the eigenpairs of A in the span of the columns of U, which are orthonormal, from A U."""
     square = jnp.matmul(U.T, product, precision="highest")
     scale = scale_of(square)
     values, rotation = jnp.linalg.eigh(square / scale)
     values, rotation = scale * values[::-1], rotation[:, ::-1]
     U, product = (jnp.matmul(a, rotation, precision="highest") for a in (U, product))
-    return Eigenpairs(values, U, jax.vmap(norm, 1)(product - U * values[None]))
+    return values, U, jax.vmap(norm, 1)(product - U * values[None])
 
 
 def spectral_density(
