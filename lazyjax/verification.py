@@ -194,15 +194,19 @@ def _largest(error: np.ndarray, allowed: np.ndarray, size: np.ndarray) -> Check:
 
 def _perturbed(params: Params, rng: np.random.Generator, step: int) -> Params:
     """Change every float by so many units of its last place, up or down."""
+    units = jax.tree.map(lambda leaf: rng.choice([-step, step], jnp.shape(leaf)), params)
+    return _moved(params, units)
 
-    def changed(leaf: Any) -> Any:
+
+@jax.jit
+def _moved(params: Params, units: Any) -> Params:
+    def moved(leaf: Any, units: jax.Array) -> Any:
         leaf = jnp.asarray(leaf)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        signs = jnp.asarray(rng.choice([-step, step], leaf.shape), leaf.dtype)
-        return leaf + leaf * signs * jnp.finfo(leaf.dtype).eps
+        return leaf + leaf * units.astype(leaf.dtype) * jnp.finfo(leaf.dtype).eps
 
-    return jax.tree.map(changed, params)
+    return jax.tree.map(moved, params, units)
 
 
 @in_any_program()

@@ -33,41 +33,36 @@ def lookups(p, i):
 REDUCED = pytest.mark.parametrize("reduce", REDUCTIONS)
 
 
+def is_found(f, params, x, *, match, **options):
+    """Hold that whatever the random vectors are, the wrong kernel of f is found."""
+    for seed in range(5):
+        with pytest.raises(WrongKernel, match=match):
+            verify(f, params, x, method="structured_derivatives", seed=seed, **options)
+
+
 @REDUCED
-@pytest.mark.parametrize("seed", range(5))
-def test_a_bias_that_lost_its_factor_is_found_and_named(reduce, seed):
+def test_a_bias_that_lost_its_factor_is_found_and_named(reduce):
     right = walk.Bias
     f = lambda p, x: with_a_factor(p, x)  # noqa: E731 (a new function: compiled anew)
-    with (
-        patch.object(walk, "Bias", lambda leaf, factor: right(leaf, 1.0)),
-        pytest.raises(
-            WrongKernel, match=r"`b` is off by .* the bias of w \(dot_general at .*rule: as that"
-        ),
-    ):
-        verify(f, P, X, reduce=reduce, method="structured_derivatives", seed=seed)
+    match = r"`b` is off by .* the bias of w \(dot_general at .*rule: as that"
+    with patch.object(walk, "Bias", lambda leaf, factor: right(leaf, 1.0)):
+        is_found(f, P, X, match=match, reduce=reduce)
 
 
 @REDUCED
-@pytest.mark.parametrize("seed", range(5))
-def test_lookups_in_two_orders_are_found_and_named(reduce, seed):
+def test_lookups_in_two_orders_are_found_and_named(reduce):
     f = lambda p, x: lookups(p, x)  # noqa: E731
-    with (
-        patch.object(walk, "in_order", lambda roles: True),
-        pytest.raises(WrongKernel, match=r"`t` is off by .* rows by index, 2 times"),
-    ):
-        verify(f, TABLE, TOKENS, reduce=reduce, method="structured_derivatives", seed=seed)
+    match = r"`t` is off by .* rows by index, 2 times"
+    with patch.object(walk, "in_order", lambda roles: True):
+        is_found(f, TABLE, TOKENS, match=match, reduce=reduce)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_factors_that_overflow_are_found(seed):
+def test_factors_that_overflow_are_found():
     f = lambda p, x: jnp.tanh((1e-25 * x) @ p["w"] * 1e25) @ p["c"]  # noqa: E731
     small, x = jax.tree.map(lambda a: a.astype(jnp.float32), (P, X))
     right = factors.scale_of
-    with (
-        patch.object(factors, "scale_of", lambda a: jnp.ones_like(right(a))),
-        pytest.raises(WrongKernel, match="`w` is off by"),
-    ):
-        verify(f, small, x, method="structured_derivatives", seed=seed)
+    with patch.object(factors, "scale_of", lambda a: jnp.ones_like(right(a))):
+        is_found(f, small, x, match="`w` is off by")
 
 
 def test_a_whole_that_is_not_the_sum_of_its_leaves_is_found():
