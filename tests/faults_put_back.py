@@ -1,0 +1,105 @@
+"""Faults that were mended, put back one at a time: do the random models find them?
+
+    python tests/faults_put_back.py [FAULT ...]
+
+Prints for each fault the seeds whose first thirty random models meet it, and after how many.
+"""
+
+import sys
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import jax
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import UnsatisfiedAssumption
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)  # each program runs once
+
+from test_kernel_random_models import (  # noqa: E402 (JAX is told first)
+    CALLS,
+    nets,
+    test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian,
+)
+
+from lazyjax.kernels import factors, structured, walk  # noqa: E402
+
+SEEDS, MODELS = range(1, 6), 30
+
+
+def without(module, text):
+    """Give a module whose code lacks some text."""
+    source = Path(module.__file__).read_text()
+    if text not in source:
+        raise ValueError(f"`text` must be in {module.__name__}, got {text!r}. Write what is there.")
+    changed = ModuleType(module.__name__)
+    changed.__dict__.update(module.__dict__)
+    exec(compile(source.replace(text, ""), module.__file__, "exec"), changed.__dict__)
+    return changed
+
+
+NO_LITERAL = """        if isinstance(product, Literal):
+            return None
+"""
+bias, factors_of_use = walk.Bias, factors._factors_of_use
+FAULTS = {
+    "the factor of a bias": lambda: patch.object(
+        walk, "Bias", lambda leaf, factor: bias(leaf, 1.0)
+    ),
+    "lookups in two orders": lambda: patch.object(walk, "in_order", lambda roles: True),
+    "factors out of range": lambda: patch.object(
+        factors, "_factors_of_use", lambda *a: factors_of_use(*a[:-1], False)
+    ),
+    "literals": lambda: patch.object(structured, "find", without(walk, NO_LITERAL).find),
+}
+
+
+def found_after(number):
+    """Count the models of a seed up to the first that fails; None if none does."""
+    count = 0
+
+    def one(net, call):
+        nonlocal count
+        count += 1
+        try:
+            inner(net, call)
+        except UnsatisfiedAssumption:
+            count -= 1
+            raise
+
+    inner = test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian.hypothesis.inner_test
+    models = settings(
+        max_examples=MODELS,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )(seed(number)(given(net=nets(), call=CALLS)(one)))
+    try:
+        models()
+    except Exception:
+        return count
+    return None
+
+
+def main(names):
+    for name in names or FAULTS:
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(FAULTS[name]())
+            after = [found_after(number) for number in SEEDS]
+        seeds = [f"{n}" if n else "not" for n in after]
+        print(
+            f"{name}: {len(SEEDS) - after.count(None)} of {len(SEEDS)} seeds, after "
+            f"{', '.join(seeds)} models",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
