@@ -82,13 +82,15 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "thorough: runs with --thorough only")
     settings.load_profile("thorough" if config.getoption("thorough") else "default")
-    if hasattr(config, "cache"):  # compiled programs, for all workers and the next run
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))
-        for name in ("MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES"):
-            os.environ[f"JAX_PERSISTENT_CACHE_{name}"] = "-1"
-        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", -1)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if hasattr(config, "cache"):  # compiled programs, for all workers and for the next run
+        keep = {
+            "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+            "jax_persistent_cache_min_compile_time_secs": -1,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in keep.items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)  # for processes that tests start
 
 
 def pytest_collection_modifyitems(config, items):
