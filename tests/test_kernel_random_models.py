@@ -75,8 +75,8 @@ def built(net, call):
         try:
             y, pullback = jax.vjp(lambda p: case.f(p, case.x1), case.params)
             (derivative,) = pullback(y)
-        except (TypeError, ValueError):  # the carry of a scan, a convolution, a rule
-            assume(False)
+        except (TypeError, ValueError, RuntimeWarning):
+            assume(False)  # the carry of a scan, a convolution, a rule; 1e20 in float16
         leaves = [np.asarray(a, float) for a in jax.tree.leaves((y, derivative))]
         assume(all(np.isfinite(a).all() for a in leaves) and any(a.any() for a in leaves[1:]))
     return case
