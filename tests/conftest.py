@@ -32,7 +32,7 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
+settings.load_profile("default")
 
 
 OPTIMISED = {
@@ -75,13 +75,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="every method on every model, and 1 000 random models",
+        help="every method on every model, and 1 200 random models",
     )
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "thorough: runs with --thorough only")
-    settings.load_profile("thorough" if config.getoption("thorough") else "default")
     if hasattr(config, "cache"):  # compiled programs, for all workers and for the next run
         keep = {
             "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),

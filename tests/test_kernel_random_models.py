@@ -1,13 +1,13 @@
 """The kernel of a model that nobody thought of is that of its dense Jacobian."""
 
-import itertools
 from contextlib import ExitStack
 from typing import NamedTuple
 from unittest.mock import patch
 
 import jax
 import numpy as np
-from hypothesis import assume, example, given
+import pytest
+from hypothesis import assume, example, given, seed
 from hypothesis import strategies as st
 from kernel_reference import (
     ORDERED,
@@ -63,13 +63,8 @@ CLOSED_CALL = Net(  # its derivative by x has a closed_call, whose jaxpr goes by
 )
 
 
-_numbers = itertools.count(1)
-
-
 def built(net, call):
     """Build a model; one that cannot mix its dtypes, or whose numbers overflow, is no case."""
-    if next(_numbers) % 50 == 0:
-        jax.clear_caches()  # each program maps memory, and a thousand models would need too much
     case = build(net, call.n1, call.n2)
     if net.dtype != "float64":
         try:
@@ -92,9 +87,8 @@ def in_its_rows(call):
     return stack
 
 
-@given(nets(), CALLS)
-@example(CLOSED_CALL, Call(DEFAULT, "none", False, 3, None, "all", None, rates().cache))
-def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
+def check(net, call):
+    """Hold a kernel of a model against its dense Jacobian, or against what `verify` knows."""
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         f, params, x1, x2 = built(net, call)
         if net.dtype != "float64" or call.per_leaf:
@@ -136,3 +130,16 @@ def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
             check_whole(found, expected)
         if call.n2 is None and call.reduce == "none":
             check_symmetric(found)
+
+
+@given(nets(), CALLS)
+@example(CLOSED_CALL, Call(DEFAULT, "none", False, 3, None, "all", None, rates().cache))
+def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
+    check(net, call)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", range(1, 41))
+def test_the_kernels_of_a_thousand_random_models_and_more(number):
+    jax.clear_caches()  # each program that is kept maps memory, and that has an end
+    seed(number)(given(nets(), CALLS)(check))()
