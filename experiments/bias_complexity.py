@@ -201,7 +201,7 @@ def _sweep(config: Config, data: Dataset, key: jax.Array) -> tuple[dict, dict]:
     features = {"dimension": config.sweep_top, "frequency": config.frequency}
     padded = Dataset(sinusoidal_features(data.x, **features), data.y)
     masks, params = _members(config, key)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # members may diverge: the figure counts them
         warnings.filterwarnings("ignore", message=".*diverged", category=UserWarning)
         history = train_ensemble(
             Partial(_masked, masks),

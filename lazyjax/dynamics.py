@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.kernels import matrix
-from lazyjax.norms import norm, scale_of, widened
+from lazyjax.norms import eigh, norm, widened
 
 _dot = partial(jnp.matmul, precision="highest")
 
@@ -336,9 +336,7 @@ def _make(
                 f"`kernel` must be symmetric, got norm(K - K^T) = {skew:.1e}. Compute it with "
                 "ntk(f, params0, x), x2=None, in full precision."
             )
-    scale = scale_of(square)
-    values, vectors = jnp.linalg.eigh(square / scale)
-    values = scale * values
+    values, vectors = eigh(square)
     noise = y.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
     ridge = jnp.asarray(ridge, values.dtype)
     values = jnp.where(jnp.abs(values) < noise, 0, values)

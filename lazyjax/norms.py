@@ -1,4 +1,4 @@
-"""Norms that neither overflow nor vanish, taken in float32 at least.
+"""Norms and eigenvalues that neither overflow nor vanish; norms in float32 at least.
 
 Squares of half precision and of very large or small numbers leave the range of their dtype. A power
 of two is divided out before they are taken, which costs no digit.
@@ -99,3 +99,22 @@ def norm(tree: Any) -> jax.Array:
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(widened(tree))]
     scale = _common_scale(leaves)
     return scale * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / scale)) for leaf in leaves))
+
+
+@partial(jax.jit, inline=True)
+def eigh(square: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute the eigenvalues and eigenvectors of symmetric matrices of any size of entries.
+
+    Parameters
+    ----------
+    square : (..., n, n)
+        Floats, each matrix symmetric.
+
+    Returns
+    -------
+    (..., n), (..., n, n)
+        As `jnp.linalg.eigh`: eigenvalues ascending, eigenvectors in columns.
+    """
+    scale = scale_of(square, (-2, -1))
+    values, vectors = jnp.linalg.eigh(square / scale)
+    return scale[..., 0] * values, vectors

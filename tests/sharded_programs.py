@@ -144,12 +144,18 @@ def wrong(name, compute, expected):
 
 
 def rows_move(mesh, f, w, x):
-    """Tell whether a kernel of two batches needs anything of another device than its rows'."""
-    arguments = placed(w, mesh), placed(x, mesh, "i"), placed(x[:8], mesh)
-    program = jax.jit(lambda *arguments: ntk(f, *arguments)).lower(*arguments).compile()
+    """Tell whether rows of a kernel leave the device of their examples.
+
+    That of two batches needs nothing of another device, and that of one stays shared out.
+    """
+    of_two = placed(w, mesh), placed(x, mesh, "i"), placed(x[:8], mesh)
+    program = jax.jit(lambda *arguments: ntk(f, *arguments)).lower(*of_two).compile()
     moves = [
         kind for kind in ("all-gather", "all-reduce", "all-to-all") if kind in program.as_text()
     ]
+    program = jax.jit(lambda w, x: ntk(f, w, x)).lower(*of_two[:2]).compile()
+    if program.output_shardings.is_fully_replicated and mesh.devices.size > 1:
+        moves.append("every row of the kernel of one batch")
     if moves:
         print(mesh, *moves)
     return bool(moves)

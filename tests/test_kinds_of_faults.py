@@ -337,7 +337,7 @@ def test_outputs_that_do_not_keep_the_batch_are_refused(f):
 
 
 def test_the_whole_batch_as_one_example_is_taken_as_it_is():
-    net = lambda p, x: dense(SAME, SAME)(p, x) - dense(SAME, SAME)(p, x).mean(0)  # noqa: E731
+    net = lambda p, x: dense(SAME, SAME)(p, x) - dense(SAME, SAME)(p, x).mean(0)  # noqa: E731 (a function of one line)
     found = ntk(lambda p, x: net(p, x[0])[None], DENSE, X[None])
     (j,) = jacobians(net, DENSE, X)
     whole = sum(leaf.reshape(2 * N, -1) @ leaf.reshape(2 * N, -1).T for leaf in j)

@@ -266,7 +266,7 @@ def test_kappa_is_free_of_the_units_of_weights_and_outputs(weights, outputs):
     w0 = {"u": normal(0, 3, 4).astype(jnp.float32), "v": normal(1, 4, 2).astype(jnp.float32)}
     x, y = (normal(s, 3, n).astype(jnp.float32) for s, n in ((2, 3), (3, 2)))
     net = lambda w, x: jnp.tanh(x @ w["u"]) @ w["v"]  # noqa: E731 (a function of one line)
-    f = lambda w, x: net(jax.tree.map(lambda a: a / weights, w), x) * outputs  # noqa: E731
+    f = lambda w, x: net(jax.tree.map(lambda a: a / weights, w), x) * outputs  # noqa: E731 (a function of one line)
     scaled = jax.tree.map(lambda a: a * weights, w0)
     one = kappa(net, w0, x, y, key=jax.random.key(0), restarts=3)
     found = kappa(f, scaled, x, y * outputs, key=jax.random.key(0), restarts=3)

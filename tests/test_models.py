@@ -271,7 +271,7 @@ STATEFUL = {  # cells of every kind are rows of kernel_models.py
 }
 
 
-@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")  # sow is what is tried
 @pytest.mark.parametrize("name", STATEFUL)
 def test_modules_that_touch_their_state_become_pure_functions(name):
     module, other = STATEFUL[name](nnx.Rngs(0)), STATEFUL[name](nnx.Rngs(0))

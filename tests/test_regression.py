@@ -153,7 +153,7 @@ def test_parameters_in_blocks_are_for_examples_that_are_alone():
         return alone(w, x) @ alone(w, x).T
 
     for f, a in ((centred, c), (gram, normal(34, 30, 30))):
-        (exact,) = jax.vjp(lambda w: f(w, x), w)[1](a)  # noqa: B023
+        (exact,) = jax.vjp(lambda w: f(w, x), w)[1](a)  # noqa: B023 (used before f is another)
         for one, base, gradient in zip(
             *map(jax.tree.leaves, (tangent_parameters(f, w, x, a), w, exact)), strict=True
         ):

@@ -144,7 +144,7 @@ def test_power_iteration_in_half_precision_is_as_right_as_its_products(dtype, pr
     # the norm of many small numbers in half precision stops where a term is below its rounding;
     # outputs of 100 make eigenvalues that float16 cannot hold
     many = jnp.tile(x, (60, 1))
-    large = lambda w, x: jnp.asarray(100, dtype) * model(w, x)  # noqa: E731
+    large = lambda w, x: jnp.asarray(100, dtype) * model(w, x)  # noqa: E731 (a function of one line)
     exact = float(largest_eigenvalue(lambda w, x: 100 * model(w, x), params, many))
     found = largest_eigenvalue(large, rounded[0], many.astype(dtype))
     assert found.dtype == jnp.float32

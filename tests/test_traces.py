@@ -104,7 +104,7 @@ def test_a_function_that_has_changed_is_used_as_it_is(way, use, tmp_path):
 def test_a_checkpoint_of_what_the_function_was_is_of_another_run(tmp_path):
     f, change = by_attribute()
     file = tmp_path / "run.npz"
-    run = lambda: train(f, W, Dataset(X, Y), optax.sgd(0.1), steps=3, checkpoint=file)  # noqa: E731
+    run = lambda: train(f, W, Dataset(X, Y), optax.sgd(0.1), steps=3, checkpoint=file)  # noqa: E731 (a function of one line)
     run()
     change(3.0)
     with pytest.raises(ValueError, match="`checkpoint` must be of this very run"):
@@ -113,8 +113,8 @@ def test_a_checkpoint_of_what_the_function_was_is_of_another_run(tmp_path):
 
 def test_a_loss_that_has_changed_is_used_as_it_is():
     rate = [1.0]
-    loss = lambda p, y: rate[0] * jnp.square(p - y)  # noqa: E731
-    run = lambda: train(lambda w, x: x @ w, W, Dataset(X, Y), optax.sgd(0.1), steps=2, loss=loss)  # noqa: E731
+    loss = lambda p, y: rate[0] * jnp.square(p - y)  # noqa: E731 (a function of one line)
+    run = lambda: train(lambda w, x: x @ w, W, Dataset(X, Y), optax.sgd(0.1), steps=2, loss=loss)  # noqa: E731 (a function of one line)
     before = run().loss
     rate[0] = 2.0
     assert run().loss[0] == pytest.approx(2 * before[0], rel=1e-12)
@@ -146,7 +146,7 @@ def test_what_is_made_twice_or_goes_back_is_compiled_once():
 
 def test_a_model_that_changes_and_lets_examples_see_each_other_is_refused():
     coupled = [False]
-    f = lambda w, x: x @ w - ((x @ w).mean(0, keepdims=True) if coupled[0] else 0)  # noqa: E731
+    f = lambda w, x: x @ w - ((x @ w).mean(0, keepdims=True) if coupled[0] else 0)  # noqa: E731 (a function of one line)
     ntk(f, W, X)
     coupled[0] = True
     with pytest.raises(ValueError, match="see each other"):

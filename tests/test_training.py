@@ -359,7 +359,7 @@ HALF = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*rounding")
+@pytest.mark.filterwarnings("ignore:.*rounding")  # which half precision is near to
 @pytest.mark.parametrize("batch_size", [None, 5])
 @pytest.mark.parametrize("name", HALF)
 def test_movements_and_losses_of_half_precision_are_taken_and_kept_in_float32(
@@ -389,7 +389,7 @@ def test_movements_and_losses_of_half_precision_are_taken_and_kept_in_float32(
         )
 
 
-@pytest.mark.filterwarnings("ignore:.*rounding")
+@pytest.mark.filterwarnings("ignore:.*rounding")  # which half precision is near to
 def test_an_ensemble_of_half_precision_moves_as_its_members(data):
     members = [by_dtype(**HALF["float16"]), by_dtype(**HALF["float16"])]
     members[1] = jax.tree.map(lambda w: 2 * w, members[1])
@@ -401,7 +401,7 @@ def test_an_ensemble_of_half_precision_moves_as_its_members(data):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("loss", [optax.losses.squared_error, lambda prediction, y: prediction**2])
-@pytest.mark.filterwarnings("ignore:.*rounding")
+@pytest.mark.filterwarnings("ignore:.*rounding")  # which half precision is near to
 def test_a_squared_error_of_300_in_half_precision_is_not_infinite(loss, dtype):
     data = Dataset(jnp.ones((4, 1), dtype), jnp.zeros((4, 1), dtype))
     f = lambda w, x: w * x  # noqa: E731 (a function of one line)
@@ -419,7 +419,7 @@ def test_the_rounding_of_half_precision_is_told_with_its_cure(dtype, data):
         train(mlp, w0, Dataset(data.x, data.y), optax.sgd(1e-3), steps=30)
 
 
-@pytest.mark.filterwarnings("ignore:.*rounding")
+@pytest.mark.filterwarnings("ignore:.*rounding")  # which half precision is near to
 def test_a_stopped_run_in_half_precision_goes_on_to_the_very_same_bits(data, tmp_path):
     def run(**options):
         settings = {"steps": 100, "chunk_steps": 30, "key": jax.random.key(3), "batch_size": 5}
@@ -447,7 +447,7 @@ def test_movements_are_free_of_the_size_of_the_weights(power, data):
     size = np.float32(2.0) ** power
 
     w0 = jax.tree.map(lambda w: w * size, by_dtype())
-    f = lambda w, x: mlp(jax.tree.map(lambda a: a / size, w), x)  # noqa: E731
+    f = lambda w, x: mlp(jax.tree.map(lambda a: a / size, w), x)  # noqa: E731 (a function of one line)
     optimizer = optax.chain(optax.scale_by_sign(), optax.scale(-0.01 * size))
     single = Dataset(*(a.astype(jnp.float32) for a in data))
     history = train(f, w0, single, optimizer, steps=40, record=np.arange(41))
@@ -704,7 +704,7 @@ def test_labels_that_are_broadcast_against_all_predictions_are_refused(
     loss, labels, outputs, cure = PAIRED[name]
     y = jnp.arange(np.prod(labels)).reshape(labels) % 2
     ones = jnp.ones((1,) * (len(outputs) > 1) + outputs[1:])
-    f = lambda w, x: w * x.reshape(-1, *(1,) * (len(outputs) - 1)) * ones  # noqa: E731
+    f = lambda w, x: w * x.reshape(-1, *(1,) * (len(outputs) - 1)) * ones  # noqa: E731 (a function of one line)
     run, w = (train_ensemble, jnp.ones(2)) if ensemble else (train, jnp.ones(()))
     with (
         jax.numpy_rank_promotion(rank_promotion),
@@ -758,7 +758,7 @@ def test_losses_that_take_labels_by_example_train(name, data):
 def test_examples_may_see_each_other_where_the_batch_is_whole():
     x = jax.random.normal(jax.random.key(0), (12, 3))
     both = lambda p, y: CLASSES(p, y) + CLASSES(p.T, y)  # noqa: E731 (a function of one line)
-    f = lambda w, x: (x @ w) @ (x @ w).T  # noqa: E731
+    f = lambda w, x: (x @ w) @ (x @ w).T  # noqa: E731 (a function of one line)
     history = train(
         f, jnp.ones((3, 4)) / 3, Dataset(x, jnp.arange(12)), optax.sgd(0.01), steps=20, loss=both
     )

@@ -51,14 +51,14 @@ def test_a_bias_that_lost_its_factor_is_found_and_named(reduce):
 
 @REDUCED
 def test_lookups_in_two_orders_are_found_and_named(reduce):
-    f = lambda p, x: lookups(p, x)  # noqa: E731
+    f = lambda p, x: lookups(p, x)  # noqa: E731 (a function of one line)
     match = r"`t` is off by .* rows by index, 2 times"
     with patch.object(walk, "in_order", lambda roles: True):
         is_found(f, TABLE, TOKENS, match=match, reduce=reduce)
 
 
 def test_factors_that_overflow_are_found():
-    f = lambda p, x: jnp.tanh((1e-25 * x) @ p["w"] * 1e25) @ p["c"]  # noqa: E731
+    f = lambda p, x: jnp.tanh((1e-25 * x) @ p["w"] * 1e25) @ p["c"]  # noqa: E731 (a function of one line)
     small, x = jax.tree.map(lambda a: a.astype(jnp.float32), (P, X))
     right = factors.scale_of
     with patch.object(factors, "scale_of", lambda a: jnp.ones_like(right(a))):
@@ -73,10 +73,10 @@ def test_a_whole_that_is_not_the_sum_of_its_leaves_is_found():
         if task.apart:
             return made
         (contract,) = made.contract.values()
-        twice = lambda f1, f2: {i: 2 * k for i, k in contract(f1, f2).items()}  # noqa: E731
+        twice = lambda f1, f2: {i: 2 * k for i, k in contract(f1, f2).items()}  # noqa: E731 (a function of one line)
         return made._replace(contract={"jacobian": twice})
 
-    f = lambda p, x: with_a_factor(p, x)  # noqa: E731
+    f = lambda p, x: with_a_factor(p, x)  # noqa: E731 (a function of one line)
     with (
         patch.dict(METHODS, {"jacobian_contraction": Method(doubled, False)}),
         pytest.raises(WrongKernel, match="every leaf right by itself"),
@@ -138,7 +138,7 @@ def test_what_nothing_depends_on_is_right():
 
 
 def test_a_store_is_checked_before_the_long_work_unless_it_is_told_not_to(tmp_path):
-    wrong = lambda p, x: lookups(p, x)  # noqa: E731
+    wrong = lambda p, x: lookups(p, x)  # noqa: E731 (a function of one line)
     with patch.object(walk, "in_order", lambda roles: True):
         with pytest.raises(WrongKernel, match="`t` is off"):
             kernel_store(wrong, TABLE, TOKENS, path=tmp_path / "k", memory="1GiB")
@@ -147,7 +147,7 @@ def test_a_store_is_checked_before_the_long_work_unless_it_is_told_not_to(tmp_pa
 
 
 def test_the_record_travels_with_the_error():
-    f = lambda p, x: lookups(p, x)  # noqa: E731
+    f = lambda p, x: lookups(p, x)  # noqa: E731 (a function of one line)
     with (
         patch.object(walk, "in_order", lambda roles: True),
         pytest.raises(WrongKernel) as raised,

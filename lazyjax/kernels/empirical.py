@@ -43,7 +43,7 @@ def ntk(
         statistics of a batch normalisation in evaluation mode, for one.
     x1 : array (N1, ...) or pytree, batch on axis 0 of every leaf
     x2 : array (N2, ...) or pytree, optional
-        None is x1 again, and the kernel is then symmetric to the last bit.
+        None is x1 again, and the kernel is then symmetric; on one device to the last bit.
     reduce : str
         What is kept of the K x K outputs: `"none"` all, `"diagonal"` k = l only, `"trace"` the mean
         of the diagonal, (1/K) sum_k Theta_kk, `"sum"` the kernel of the sum of the outputs over

@@ -99,11 +99,16 @@ def _mirrored(piece: jax.Array, reduce: str) -> jax.Array:
 
 
 def symmetric(square: jax.Array, reduce: str) -> jax.Array:
-    """Give above the diagonal what is below it: symmetric to the last bit.
+    """Give above the diagonal what is below it.
 
-    One gather, not a choice of two arrays: XLA would compute an entry twice, once for each of them,
-    and may round it differently.
+    On one device by a gather, symmetric to the last bit: for a choice of two arrays XLA may compute
+    an entry twice, and round it differently. On several devices by that choice, as a gather would
+    bring every row to every device.
     """
+    if jax.device_count() > 1:
+        n = jnp.arange(len(square)).reshape(-1, *(1,) * (square.ndim - 1))
+        m, other = _mirrored(n, reduce), _mirrored(square, reduce)
+        return jnp.where(n > m, square, jnp.where(n < m, other, (square + other) / 2))
     n, k = square.shape[:2] if reduce in ("none", "diagonal") else (len(square), 1)
     size = n * k if reduce == "none" else n
     one, other = (jax.lax.broadcasted_iota(int, (size, size), axis) for axis in (0, 1))

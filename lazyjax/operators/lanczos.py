@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lazyjax.norms import norm, scale_of
+from lazyjax.norms import eigh, norm
 from lazyjax.operators.algebra import KernelOperator
 
 
@@ -32,19 +32,12 @@ class Tridiagonal(NamedTuple):
 
     def eigh(self) -> tuple[jax.Array, jax.Array]:
         """Compute the eigenvalues (B, depth) of T, ascending, and its eigenvectors."""
-        return _eigh(self.matrix)
+        return eigh(self.matrix)
 
 
 @jax.jit
 def _tridiagonal(diagonal: jax.Array, off: jax.Array) -> jax.Array:
     return jax.vmap(lambda a, b: jnp.diag(a) + jnp.diag(b, 1) + jnp.diag(b, -1))(diagonal, off)
-
-
-@jax.jit
-def _eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    scale = scale_of(matrices, (1, 2))
-    values, vectors = jnp.linalg.eigh(matrices / scale)
-    return scale[:, 0] * values, vectors
 
 
 _lengths = jax.vmap(norm)

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
-from lazyjax.norms import scale_of
+from lazyjax.norms import eigh, scale_of
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.lanczos import Tridiagonal, lanczos
 from lazyjax.operators.solves import Nystrom, nystrom, symmetric
@@ -106,10 +106,7 @@ def quadratures(
     radau_matrix = longer.matrix
     # Gauss: T itself, the last row apart from it
     gauss_matrix = radau_matrix.at[:, -1, :-1].set(0).at[:, :-1, -1].set(0)
-    both = jnp.stack([gauss_matrix, radau_matrix])
-    scale = scale_of(both, (2, 3))
-    nodes, vectors = jnp.linalg.eigh(both / scale)
-    nodes = scale[..., 0] * nodes
+    nodes, vectors = eigh(jnp.stack([gauss_matrix, radau_matrix]))
     weights = vectors[:, :, 0] ** 2
     # a node that rounding has put below the spectrum is moved to its end
     values = jnp.sum(weights * f(jnp.maximum(nodes, lower)), axis=2)

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
-from lazyjax.norms import scale_of
+from lazyjax.norms import eigh, scale_of
 from lazyjax.operators.algebra import KernelOperator
 
 CHUNK = 32  # steps a jitted call
@@ -315,10 +315,8 @@ def _cholesky(square: jax.Array, jitter: jax.Array) -> jax.Array:
 def _factor(rows: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Turn rows C^T and R with R R^T = W into F with F^T F = C W^-1 C^T and orthogonal rows."""
     root = solve_triangular(lower, rows, lower=True)
-    square = _dot(root, root.T)
-    scale = scale_of(square)
-    values, rotation = jnp.linalg.eigh(square / scale)
-    return _dot(rotation.T, root), scale * jnp.maximum(values, 0)
+    values, rotation = eigh(_dot(root, root.T))
+    return _dot(rotation.T, root), jnp.maximum(values, 0)
 
 
 def nystrom(key: jax.Array, A: KernelOperator, *, rank: int) -> Nystrom:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lazyjax import checks
-from lazyjax.norms import norm, scale_of
+from lazyjax.norms import eigh, norm, scale_of
 from lazyjax.operators.algebra import KernelOperator
 from lazyjax.operators.lanczos import lanczos
 from lazyjax.operators.solves import NotConverged, finer, symmetric
@@ -274,9 +274,8 @@ def _rotated(A: KernelOperator, U: jax.Array) -> Eigenpairs:
 def _within(U: jax.Array, product: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Give the eigenpairs of A in the span of the columns of U, which are orthonormal, from A U."""
     square = jnp.matmul(U.T, product, precision="highest")
-    scale = scale_of(square)
-    values, rotation = jnp.linalg.eigh(square / scale)
-    values, rotation = scale * values[::-1], rotation[:, ::-1]
+    values, rotation = eigh(square)
+    values, rotation = values[::-1], rotation[:, ::-1]
     U, product = (jnp.matmul(a, rotation, precision="highest") for a in (U, product))
     return values, U, jax.vmap(norm, 1)(product - U * values[None])
 
