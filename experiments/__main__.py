@@ -1,4 +1,4 @@
-"""`python -m experiments list | run NAME... | plot NAME... | report`."""
+"""`python -m experiments list | run NAME... | plot NAME... | report | table [FILE]`."""
 
 import argparse
 import signal
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import runner
+from experiments.listing import table_of, write_table
 from experiments.report import write_report
 from lazyjax import checks
 
@@ -25,17 +26,19 @@ _ABOUT = """Run the experiments of the practical and look at their figures.
                          (run NAME --help shows them)
     plot NAME... | all   draw the figures again, without computing
     report               write the page with every figure again
+    table [FILE]         print the table of a README, or put it into FILE
 """
 
 
-_COMMANDS = ("list", "run", "plot", "report")
+_COMMANDS = ("list", "run", "plot", "report", "table")
 
 
 def _parser() -> argparse.ArgumentParser:
     """Make the parser of what every command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
-        usage="python -m experiments list | run NAME... | plot NAME... | report  [options]",
+        usage="python -m experiments list | run NAME... | plot NAME... | report | table [FILE]"
+        "  [options]",
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -112,6 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
             )
         if options.command == "list":
             _list(table, options.out, console)
+        elif options.command == "table":
+            if options.names:
+                write_table(table, Path(options.names[0]))
+            else:
+                print(table_of(table), end="")
         elif options.command == "report":
             runner.check_folder(options.out)
             console.print(f"[bold]{write_report(table, options.out)}[/]")

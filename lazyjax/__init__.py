@@ -43,6 +43,8 @@ from lazyjax.training import log_grid, progress, scale_loss, train, train_ensemb
 from lazyjax.types import Dataset, History, ModelFunction, Params
 from lazyjax.verification import Verification, WrongKernel, verify
 
+__version__ = "0.1.0"
+
 __all__ = [
     "MLP",
     "TARGETS",

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from lazyjax import checks
-from lazyjax.kernels.budgets import written
+from lazyjax.memory import format_bytes
 from lazyjax.store import kernel_store
 
 _USAGE = """usage: python -m lazyjax kernel MODULE:FACTORY --data x.npz --out K.zarr [options]
@@ -59,7 +59,7 @@ def kernel(
     x1, x2 = _inputs(data)
     begin = time.perf_counter()
     stored = kernel_store(f, params, x1, x2, path=out, memory=memory, reduce=reduce, tile=tile)
-    size = written(math.prod(stored.shape) * stored.dtype.itemsize)
+    size = format_bytes(math.prod(stored.shape) * stored.dtype.itemsize)
     seconds = time.perf_counter() - begin
     print(f"{out}: {stored.shape} {stored.dtype}, {size}, {seconds:.1f} s")
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.extend import core
 from jax.extend.core import Literal
@@ -249,6 +250,14 @@ def equations(jaxpr: Any) -> Iterator[Any]:
         yield equation
         for inner in inner_jaxprs(equation):
             yield from equations(inner)
+
+
+def epsilon(jaxpr: Any) -> float:
+    """Give the machine epsilon of the coarsest floats on the way."""
+    made = [v.aval for equation in equations(jaxpr) for v in equation.outvars]
+    avals = [a for a in (*made, *(v.aval for v in jaxpr.outvars)) if hasattr(a, "dtype")]
+    dtypes = {a.dtype for a in avals if jnp.issubdtype(a.dtype, jnp.inexact)}
+    return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
 
 def constants(jaxpr: Any) -> list[Any]:

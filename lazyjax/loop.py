@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from lazyjax import checks
+from lazyjax.convolutions import plain_convolutions
 from lazyjax.data import batch_indices
-from lazyjax.kernels.layouts import plain_convolutions
 from lazyjax.norms import norm, scale_of, widened
 from lazyjax.types import Dataset, Loss, ModelFunction, Params
 

@@ -16,15 +16,22 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
+from lazyjax.convolutions import plain_convolutions
 from lazyjax.dynamics import Dynamics, warn_of_rounding
-from lazyjax.kernels.batches import check_examples
-from lazyjax.kernels.layouts import plain_convolutions
+from lazyjax.independence import check_examples
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of, widened
-from lazyjax.operators import KernelOperator, NotConverged, Nystrom, solve
-from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
-from lazyjax.operators.lanczos import lanczos
-from lazyjax.operators.solves import symmetric
+from lazyjax.operators import (
+    KEEPS,
+    Arrays,
+    KernelOperator,
+    NotConverged,
+    Nystrom,
+    Setting,
+    lanczos,
+    require_symmetric,
+    solve,
+)
 from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
 
@@ -268,7 +275,7 @@ def kernel_regression(
     >>> kernel_regression(A, jnp.ones((2, 1)), jnp.zeros((2, 1))).fit[:, 0].tolist()
     [0.5, 0.5]
     """
-    symmetric(A)
+    require_symmetric(A)
     checks.floating("y", y)
     checks.floating("f0", f0)
     y, f0 = jnp.asarray(widened(y)), jnp.asarray(widened(f0))

@@ -16,13 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lazyjax import checks
-from lazyjax.kernels import ntk, structured
-from lazyjax.kernels.arguments import model_of, require_reverse
-from lazyjax.kernels.blocks import in_close_blocks
-from lazyjax.kernels.computation import check, only_output
-from lazyjax.kernels.factors import Factors, Shape, bias_jacobian
-from lazyjax.kernels.orders import jacobian_of
+from lazyjax import checks, factors
+from lazyjax.blocks import in_close_blocks
+from lazyjax.factors import Factors, Shape, bias_jacobian, jacobian_of
+from lazyjax.kernels import check, ntk, only_output
 from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
 
@@ -145,13 +142,13 @@ def _features(
     precision: str,
 ) -> jax.Array:
     """Compute the features (N, K, dimension), block by block and part by part."""
-    model = model_of(f, params, x, wrt, leaf=0, outputs=outputs, summed=False)
-    require_reverse(model, "a sketch of its kernel")
-    plan = structured.plan(model.jaxpr, len(model.w), lambda shape: "gram", apart=False)
-    made = partial(structured.features, plan, model.w)
+    model = factors.model_of(f, params, x, wrt, leaf=0, outputs=outputs, summed=False)
+    factors.require_reverse(model, "a sketch of its kernel")
+    plan = factors.plan(model.jaxpr, len(model.w), lambda shape: factors.FACTORS, apart=False)
+    made = partial(factors.features, plan, model.w)
     like = jax.eval_shape(made, jax.tree.map(lambda a: jnp.asarray(a)[:1], x))
-    factors, plain = like.get("gram", {}), like.get("jacobian", {})
-    shapes = {i: plan.shapes[i]._replace(b=own.d.shape[2]) for i, own in factors.items()}
+    pairs, plain = like.get("factors", {}), like.get("jacobian", {})
+    shapes = {i: plan.shapes[i]._replace(b=own.d.shape[2]) for i, own in pairs.items()}
     dtype = model.jaxpr.out_avals[0].dtype
 
     # one draw for all blocks
@@ -167,7 +164,7 @@ def _features(
         found = made(x)
         shares = []
         for i, shape in shapes.items():
-            own = found["gram"][i]
+            own = found["factors"][i]
             shares.append(ways[i].apply(hashes[i], own, shape, dimension))
             if i in biases:
                 bias = jax.vmap(bias_jacobian)(own.d, own.bias)

@@ -10,6 +10,9 @@ import numpy as np
 Params = Any
 """A pytree of arrays."""
 
+Weights = list[jax.Array]
+"""The leaves of the parameters that are differentiated."""
+
 ModelFunction = Callable[[Params, Any], Any]
 """`f(params, x) -> y`: pure, batch on axis 0, `x (N, ...)`, `y (N, *out)`."""
 

@@ -16,10 +16,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 from lazyjax.derivatives import linearization
-from lazyjax.kernels.arguments import path_of, require_reverse, split
-from lazyjax.kernels.batches import epsilon
-from lazyjax.kernels.computation import Call, Options, check, jobs, kernels
-from lazyjax.kernels.estimates import explanation
+from lazyjax.equations import epsilon
+from lazyjax.factors import require_reverse
+from lazyjax.kernels import Call, Options, check, explanation, jobs, kernels
+from lazyjax.leaves import path_of, split
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import scaled, widened
 from lazyjax.types import ModelFunction, Params

@@ -21,7 +21,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # each program runs o
 
 from test_kernel_random_models import CALLS, check, nets  # noqa: E402 (JAX is told first)
 
-from lazyjax.kernels import factors, structured, walk  # noqa: E402
+from lazyjax.factors import pair, planning, walk  # noqa: E402
 
 SEEDS, MODELS = range(1, 6), 30
 
@@ -40,15 +40,15 @@ def without(module, text):
 NO_LITERAL = """        if isinstance(product, Literal):
             return None
 """
-bias, factors_of_use = walk.Bias, factors._factors_of_use
+bias, factors_of_use = walk.Bias, pair._factors_of_use
 FAULTS = {
     "none, which nothing must meet": nullcontext(),
     "the factor of a bias": patch.object(walk, "Bias", lambda leaf, factor: bias(leaf, 1.0)),
     "lookups in two orders": patch.object(walk, "in_order", lambda roles: True),
     "factors out of range": patch.object(
-        factors, "_factors_of_use", lambda *a: factors_of_use(*a[:-1], False)
+        pair, "_factors_of_use", lambda *a: factors_of_use(*a[:-1], False)
     ),
-    "literals": patch.object(structured, "find", without(walk, NO_LITERAL).find),
+    "literals": patch.object(planning, "find", without(walk, NO_LITERAL).find),
 }
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from lazyjax.kernels import METHODS, estimate, explain, ntk
-from lazyjax.kernels.budgets import bytes_of, fit, peak
-from lazyjax.kernels.computation import check
+from lazyjax.kernels import METHODS, check, estimate, explain, ntk
+from lazyjax.kernels.budgets import fit, peak
 from lazyjax.kernels.estimates import explanation
+from lazyjax.memory import bytes_of
 
 
 def normal(seed, *shape):

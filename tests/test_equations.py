@@ -10,8 +10,8 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from lazyjax.equations import LAYOUTS, equations, known, rescan, settings
-from lazyjax.kernels.suspects import suspects
-from lazyjax.kernels.walk import find, run, zeros
+from lazyjax.factors.walk import find, run, zeros
+from lazyjax.independence.suspects import suspects
 
 W = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)))
 X = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3)))

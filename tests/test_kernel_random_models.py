@@ -22,8 +22,8 @@ from kernel_reference import (
 )
 from random_models import Layer, Net, build, nets
 
+from lazyjax.costs import RATES, rates
 from lazyjax.kernels import METHODS, REDUCTIONS, ntk
-from lazyjax.kernels.costs import RATES, rates
 from lazyjax.verification import verify
 
 DEFAULT = "structured_derivatives"

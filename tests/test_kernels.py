@@ -5,8 +5,7 @@ import pytest
 from jax.tree_util import Partial
 
 from lazyjax.equations import equations
-from lazyjax.kernels import METHODS, REDUCTIONS, matrix, ntk
-from lazyjax.kernels.computation import kernels
+from lazyjax.kernels import METHODS, REDUCTIONS, kernels, matrix, ntk
 from lazyjax.models import MLP, from_linen
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments import __main__ as command
 from experiments import runner
 from lazyjax import matrix
 
@@ -45,12 +46,25 @@ def test_the_kernels_of_the_readme_are_there_and_agree(capsys, tmp_path, monkeyp
     assert names["z"].shape == (8, 10, 512)
 
 
-def test_the_readme_names_every_experiment_and_no_other():
+def test_the_readme_names_every_experiment_and_no_other(capsys):
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", README, flags=re.MULTILINE)
     table = runner.discover()
     assert [name for name, _ in rows] == list(table)
     for name, question in rows:
         assert question == runner.question(table[name])
+    assert command.main(["table"]) == 0
+    assert capsys.readouterr().out in README
+
+
+def test_a_command_puts_the_table_into_the_readme(tmp_path, capsys):
+    file = tmp_path / "README.md"
+    file.write_text(re.sub(r"\| `width_sweep` .*\n", "", README))
+    assert command.main(["table", str(file)]) == 0
+    assert file.read_text() == README
+    file.write_text("no table")
+    assert command.main(["table", str(file)]) == 2
+    assert "`file` must have a table" in capsys.readouterr().err
+    assert file.read_text() == "no table"
 
 
 def test_the_pictures_of_the_readme_are_there():

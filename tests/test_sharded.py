@@ -37,7 +37,7 @@ FAULT = """
 f = lambda w, x: tail(conv(w, x[None]))[0]
 jacobians = jax.jit(jax.vmap(jax.jacrev(f), (None, 0)))
 found = error(jacobians(w, share(x)), jacobians(w, x))
-assert found > 0.1, "XLA is right: lazyjax.kernels.layouts.one_by_one has no use from here on"
+assert found > 0.1, "XLA is right: lazyjax.convolutions.one_by_one has no use from here on"
 """
 
 KINDS = """

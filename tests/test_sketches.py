@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from test_operators import PARAMS, X1, X2, loop, model
 
-from lazyjax import ntk
+from lazyjax import costs, ntk
 from lazyjax import sketches as sketches_module
-from lazyjax.kernels import costs
 from lazyjax.sketches import sketch
 
 

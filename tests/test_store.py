@@ -15,13 +15,13 @@ import pytest
 import zarr
 from jax.tree_util import Partial
 
+from lazyjax import costs
 from lazyjax.dynamics import gradient_flow
-from lazyjax.kernels import METHODS, costs, matrix, ntk
-from lazyjax.kernels.computation import check, jobs
-from lazyjax.kernels.panels import dealt, grid_of, panels
+from lazyjax.kernels import METHODS, check, jobs, matrix, ntk
 from lazyjax.operators import nystrom, solve
 from lazyjax.regression import kernel_regression
 from lazyjax.store import StoredKernel, files, kernel_store, open_kernel, tiles
+from lazyjax.store.panels import dealt, grid_of, panels
 
 RANDOM = np.random.default_rng(0)
 PARAMS = {
@@ -245,7 +245,7 @@ import os, signal, sys
 import jax
 jax.config.update("jax_enable_x64", True)
 import tests.test_store as t
-from lazyjax.kernels import costs
+from lazyjax import costs
 from lazyjax.store import files, tiles
 
 costs.RATES["cpu"] = costs.RATES["cpu"]._replace(disk=1e15)
@@ -301,7 +301,7 @@ import sys
 import jax
 jax.config.update("jax_enable_x64", True)
 import tests.test_store as t
-from lazyjax.kernels import costs
+from lazyjax import costs
 
 costs.RATES["cpu"] = costs.RATES["cpu"]._replace(disk=1e15)
 mesh = jax.make_mesh((2,), ("x",))

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ import lazyjax
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (
-    ("types", "equations", "meshes"),
-    ("checks", "derivatives", "checkpoints", "norms"),
-    ("traces",),
-    ("data", "models", "tangent", "kernels", "spectrum"),
-    ("loop",),
+    ("types", "equations", "meshes", "memory"),
+    ("checks", "derivatives", "checkpoints", "norms", "costs", "convolutions"),
+    ("traces", "leaves", "blocks"),
+    ("data", "models", "tangent", "spectrum", "factors", "independence"),
+    ("kernels", "loop"),
     ("runs",),
     ("dynamics", "metrics", "training"),
     ("operators", "sketches", "plots"),
@@ -58,6 +59,15 @@ def test_imports_go_leftwards_only(path):
         assert PLACE[other] < PLACE[here], f"{here} imports {other}"
 
 
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_is_entered_through_its_face(path):
+    here = room(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lazyjax."):
+            _, other, *inside = node.module.split(".")
+            assert not inside or here in (other, "__init__"), f"{here} reaches into {node.module}"
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_imports_private_jax(path):
     text = path.read_text()
@@ -75,3 +85,9 @@ def test_the_public_list_is_what_can_be_imported():
     assert len(set(lazyjax.__all__)) == len(lazyjax.__all__)
     for name in lazyjax.__all__:
         assert hasattr(lazyjax, name)
+
+
+def test_every_file_that_names_the_version_names_the_same():
+    assert f"\n## {lazyjax.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {lazyjax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert version("lazyjax") == lazyjax.__version__

@@ -18,7 +18,7 @@ from lazyjax import (
     tangent_parameters,
     train,
 )
-from lazyjax.kernels.computation import kernels
+from lazyjax.kernels import kernels
 
 W, X = jnp.asarray(normal(0, 3, 2)), jnp.asarray(normal(1, 5, 3))
 Y = jnp.asarray(normal(2, 5, 2))

@@ -9,7 +9,8 @@ import pytest
 from kernel_models import MODELS, ROUNDED, normal
 
 from lazyjax import WrongKernel, kernel_store, verify
-from lazyjax.kernels import METHODS, REDUCTIONS, factors, walk
+from lazyjax.factors import pair, walk
+from lazyjax.kernels import METHODS, REDUCTIONS
 from lazyjax.kernels.methods import Method
 
 X = jnp.asarray(normal(1, 5, 4))
@@ -60,8 +61,8 @@ def test_lookups_in_two_orders_are_found_and_named(reduce):
 def test_factors_that_overflow_are_found():
     f = lambda p, x: jnp.tanh((1e-25 * x) @ p["w"] * 1e25) @ p["c"]  # noqa: E731 (a function of one line)
     small, x = jax.tree.map(lambda a: a.astype(jnp.float32), (P, X))
-    right = factors.scale_of
-    with patch.object(factors, "scale_of", lambda a: jnp.ones_like(right(a))):
+    right = pair.scale_of
+    with patch.object(pair, "scale_of", lambda a: jnp.ones_like(right(a))):
         is_found(f, small, x, match="`w` is off by")
 
 

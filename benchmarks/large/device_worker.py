@@ -11,7 +11,7 @@ def main(n: int, dtype: str, path: str, process: str = "", port: str = "") -> No
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     from benchmarks.large.case import draw  # after the processes have found each other
-    from lazyjax.kernels import costs
+    from lazyjax import costs
     from lazyjax.store import kernel_store
 
     # as on a disk so fast that features are spilled: then devices read each other's

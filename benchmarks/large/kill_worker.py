@@ -3,7 +3,7 @@
 import sys
 
 from benchmarks.large.case import draw
-from lazyjax.kernels import costs
+from lazyjax import costs
 from lazyjax.store import kernel_store, tiles
 
 COMPUTE = tiles.compute_tile

@@ -16,12 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.large.case import draw
-from lazyjax.kernels.arguments import model_of
-from lazyjax.kernels.budgets import written
-from lazyjax.kernels.costs import operations
-from lazyjax.kernels.factors import Shape
-from lazyjax.kernels.orders import ORDERS
-from lazyjax.kernels.structured import plan
+from lazyjax.costs import operations
+from lazyjax.factors import Shape, Treatment, model_of, plan
+from lazyjax.kernels.orders import ORDERS, treatment
+from lazyjax.memory import format_bytes
 from lazyjax.models import from_linen
 
 OUTPUTS = 10
@@ -89,10 +87,10 @@ def models() -> dict[str, tuple[Any, Any, jax.Array]]:
     }
 
 
-def fewest(shape: Shape) -> str:
+def fewest(shape: Shape) -> Treatment:
     """Name the order with the fewest operations for a pair of examples."""
     allowed = [name for name, order in ORDERS.items() if order.admits(shape)]
-    return min(allowed, key=lambda name: ORDERS[name].cost(shape, "trace").pair)
+    return treatment(min(allowed, key=lambda name: ORDERS[name].cost(shape, "trace").pair))
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,10 @@ def count(f: Any, params: Any, x: jax.Array) -> Count:
     plain = OUTPUTS * sum(model.w[leaf].size for leaf in found.plain)
     pair, kept = float(plain), float(plain)
     example = (1 + 2 * OUTPUTS) * operations(model.jaxpr.jaxpr)
-    for shape, order in zip(found.shapes, found.orders, strict=True):
-        cost = ORDERS[order].cost(shape, "trace")
+    for shape, own in zip(found.shapes, found.treatments, strict=True):
+        cost = ORDERS[own.group].cost(shape, "trace")
         pair, example = pair + cost.pair, example + cost.example
-        kept += shape.jacobian if order == "jacobian" else shape.factors
+        kept += shape.jacobian if own.formed else shape.factors
     return Count(sum(w.size for w in model.w), pair, example, 4 * kept)
 
 
@@ -145,7 +143,7 @@ def main(config: Config) -> None:
                 f"{own.parameters:.2e}",
                 f"{own.pair:.1e}",
                 f"{own.example:.1e}",
-                written(own.kept),
+                format_bytes(own.kept),
                 str(devices),
                 f"{panels:.0f}",
                 _time(features),
@@ -158,7 +156,7 @@ def main(config: Config) -> None:
     console.print(
         f"Multiply-adds for a pair and for the features of an example, which take `kept`. A panel "
         "of rows holds its features on a device while those of the columns pass, made again or "
-        f"read, whichever is faster. The kernel: {written(4 * n**2)}. Assumed of a device: "
+        f"read, whichever is faster. The kernel: {format_bytes(4 * n**2)}. Assumed of a device: "
         f"{config.rate:.0e} operations a second at {config.share:.0%}, {config.features:.0e} for "
         f"features, {config.read:.0e} bytes a second from the disk, {config.memory:.0e} bytes held."
     )

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from benchmarks.large.case import draw
 from benchmarks.ntk.rates import seconds
-from lazyjax.kernels.computation import check
-from lazyjax.kernels.costs import operations
-from lazyjax.kernels.pieces import features, tile
+from lazyjax.costs import operations
+from lazyjax.kernels import check
 from lazyjax.store import StoredKernel, files, kernel_store, recipe
+from lazyjax.store.pieces import features, tile
 
 SETTINGS = {
     "reduce": "trace",

@@ -5,8 +5,8 @@ import jax
 from benchmarks.ntk.cases import CASES, read
 from benchmarks.ntk.worker import Contender, growth, serve
 from lazyjax import estimate, ntk
+from lazyjax.kernels import check, kernels
 from lazyjax.kernels.budgets import fit, peak
-from lazyjax.kernels.computation import check, kernels
 
 
 def make(task: dict) -> Contender:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from lazyjax import ntk
-from lazyjax.kernels.costs import operations
+from lazyjax.costs import operations
 
 
 def counted_operations(data: Any, f: Any, reduce: str, symmetric: bool, options: dict) -> float:

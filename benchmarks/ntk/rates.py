@@ -1,4 +1,4 @@
-"""The rates of this machine, as in `lazyjax.kernels.costs.RATES`: `python -m benchmarks.ntk.rates`
+"""The rates of this machine, as in `lazyjax.costs.RATES`: `python -m benchmarks.ntk.rates`
 
 Each is the best of several calls, of one computation that is limited by it.
 """
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lazyjax.checkpoints import write_whole
-from lazyjax.kernels.costs import rates
+from lazyjax.costs import rates
 
 CALLS = 8
 

@@ -1,7 +1,36 @@
-"""The empirical neural tangent kernel: one public function, a table of methods."""
+"""The empirical neural tangent kernel: its methods, and what they will do and cost."""
 
+from lazyjax.kernels.computation import Job, engine_of, finished, jobs, kernels, whole
 from lazyjax.kernels.empirical import matrix, ntk
-from lazyjax.kernels.estimates import Estimate, estimate, explain
-from lazyjax.kernels.methods import METHODS, REDUCTIONS
+from lazyjax.kernels.estimates import Estimate, estimate, explain, explanation
+from lazyjax.kernels.methods import METHODS, Engine
+from lazyjax.kernels.request import Call, Options, check, check_batch_size, only_output
+from lazyjax.kernels.task import COPIES, REDUCTIONS
+from lazyjax.kernels.tiles import choose_blocks, contract, features
 
-__all__ = ["METHODS", "REDUCTIONS", "Estimate", "estimate", "explain", "matrix", "ntk"]
+__all__ = [
+    "COPIES",
+    "METHODS",
+    "REDUCTIONS",
+    "Call",
+    "Engine",
+    "Estimate",
+    "Job",
+    "Options",
+    "check",
+    "check_batch_size",
+    "choose_blocks",
+    "contract",
+    "engine_of",
+    "estimate",
+    "explain",
+    "explanation",
+    "features",
+    "finished",
+    "jobs",
+    "kernels",
+    "matrix",
+    "ntk",
+    "only_output",
+    "whole",
+]

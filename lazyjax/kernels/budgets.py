@@ -1,54 +1,17 @@
 """Kernels within a budget of memory: XLA says what a way to compute one needs, and nothing runs."""
 
-import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lazyjax.kernels.blocks import levels
-from lazyjax.kernels.computation import Call, Options, engine_of, jobs, kernels
-from lazyjax.kernels.costs import operations
+from lazyjax.costs import operations
+from lazyjax.kernels.computation import engine_of, jobs, kernels
 from lazyjax.kernels.methods import METHODS
-
-_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{unit}": base**power
-    for unit, base in (("B", 1000), ("iB", 1024))
-    for power, prefix in enumerate("kMGT", start=1)
-}
-
-
-def bytes_of(memory: int | float | str) -> int:
-    """Read an amount of memory: `"2GiB"`, `"500 MB"` or a number of bytes."""
-    if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-zA-Z]*)\s*", memory)
-        units = {unit.lower(): size for unit, size in _UNITS.items()}
-        try:
-            size = float(match[1]) * units[match[2].lower()] if match else 0.0
-        except (KeyError, ValueError):
-            size = 0.0
-    elif isinstance(memory, int | float) and not isinstance(memory, bool):
-        size = float(memory)
-    else:
-        raise TypeError(
-            f"`memory` must be an amount like '2GiB' or a number of bytes, got {memory!r}. "
-            "Use a string."
-        )
-    if not 1 <= size < float("inf"):
-        raise ValueError(
-            f"`memory` must be an amount like '2GiB', '500MB' or a positive number of bytes, got "
-            f"{memory!r}. Use one of {', '.join(unit for unit in _UNITS if unit)}."
-        )
-    return int(size)
-
-
-def written(size: float) -> str:
-    """Write an amount of memory."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.3g}{name}"
-    return f"{size:.0f}B"
+from lazyjax.kernels.request import Call, Options
+from lazyjax.kernels.tiles import levels
+from lazyjax.memory import bytes_needed, bytes_of, too_little
 
 
 def shapes_of(call: Call) -> tuple[Any, tuple[Any, ...]]:
@@ -61,31 +24,9 @@ def _abstract(structure: Any, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     return structure.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
 
 
-def analysed(compiled: Any) -> Any:
-    """Give what XLA says of the memory of compiled code."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        raise ValueError(
-            "`memory` needs a backend on which XLA tells what code needs, got "
-            f"{jax.default_backend()}. Use `ntk` with `batch_size`."
-        )
-    return analysis
-
-
-def needed(compiled: Any) -> int:
-    """Give the bytes of inputs, temporaries and result of compiled code."""
-    analysis = analysed(compiled)
-    return (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        + analysis.temp_size_in_bytes
-        - analysis.alias_size_in_bytes
-    )
-
-
 @lru_cache(maxsize=256)
 def _peak(structure: Any, shapes: tuple[Any, ...], options: Options, backend: str) -> int:
-    return needed(kernels.lower(*_abstract(structure, shapes), options=options).compile())
+    return bytes_needed(kernels.lower(*_abstract(structure, shapes), options=options).compile())
 
 
 def peak(call: Call, options: Options) -> int:
@@ -172,7 +113,5 @@ def fit(call: Call, memory: int | float | str) -> Call:
             middle = (low + high) // 2
             low, high = (low, middle) if peak(call, here[middle]) <= budget else (middle, high)
         return call._replace(options=here[high])
-    raise ValueError(
-        f"`memory` must be at least {written(1.005 * min(least))} for this kernel, inputs and "
-        f"result included, got {memory!r}. Use that, or fewer examples or outputs."
-    )
+    of = "this kernel, inputs and result included"
+    raise too_little(min(least), of, memory, "fewer examples or outputs")

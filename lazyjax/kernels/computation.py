@@ -1,7 +1,7 @@
 """One call of `ntk`, from what is asked for to the compiled kernel."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,95 +10,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazyjax import checks
-from lazyjax.kernels.arguments import (
-    check_batch_size,
-    check_precision,
-    chosen_outputs,
-    differentiated,
-    model_of,
-    output_shapes,
-    same_examples,
-)
-from lazyjax.kernels.batches import check_examples
-from lazyjax.kernels.blocks import assemble, choose_blocks, passes
-from lazyjax.kernels.methods import METHODS, REDUCTIONS, Engine, Kernels, Task, cheapest
-from lazyjax.traces import as_it_is, one_example
-from lazyjax.types import ModelFunction, Params
-
-COPIES = {"none": 2, "diagonal": 1, "trace": 0, "sum": 0}
-"""How often the shape of the outputs is in that of a kernel."""
-
-
-class Options(NamedTuple):
-    """What is asked for: static, so that a call with the same options compiles nothing new."""
-
-    reduce: str
-    method: str
-    wrt: tuple[bool, ...]  # of each leaf of params
-    per_leaf: bool
-    batch_size: tuple[int, int] | None
-    precision: str
-    level: int = 0  # how much memory is saved, as in `blocks.choose_blocks`
-
-
-class Call(NamedTuple):
-    """The arguments of a call, checked: `kernels(*arrays, options=options)`."""
-
-    f: Partial
-    params: Params
-    x1: Any
-    x2: Any | None
-    outputs: Any
-    options: Options
-
-    @property
-    def arrays(self) -> tuple[Any, ...]:
-        """What is traced."""
-        return self[:-1]
-
-
-def check(
-    f: ModelFunction,
-    params: Params,
-    x1: Any,
-    x2: Any | None,
-    *,
-    reduce: str,
-    wrt: Any,
-    outputs: Sequence[int] | None,
-    precision: str,
-    method: str = "auto",
-    per_leaf: bool = False,
-    batch_size: int | tuple[int, int] | None = None,
-) -> Call:
-    """Check the arguments of `ntk`, before any work."""
-    f = checks.model_function(f)
-    checks.one_of("reduce", reduce, REDUCTIONS)
-    checks.one_of("method", method, ["auto", *METHODS])
-    check_precision(precision)
-    checks.batch("x1", x1)
-    if x2 is not None:
-        checks.batch("x2", x2)
-        same_examples(x1, x2)
-    mask = differentiated(params, wrt)
-    options = Options(reduce, method, mask, per_leaf, check_batch_size(batch_size), precision)
-    f = as_it_is(f, params, one_example(x1))
-    index = chosen_outputs(outputs, output_shapes(f, params, x1))
-    alone = checks.batch("x1", x1) == 1 and x2 is not None
-    check_examples(f, params, x2 if alone else x1)
-    return Call(f, params, x1, x2, index, options)
-
-
-def only_output(call: Call, purpose: str) -> tuple[tuple[int, ...], Any]:
-    """Require a model with one output array; give the shape of the outputs that are asked for, and
-    their dtype."""
-    shapes = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))
-    if len(shapes) != 1:
-        raise TypeError(
-            f"`f` must return one array for {purpose}, got {len(shapes)}. Take one of them, as in "
-            "lambda params, x: f(params, x)[0], or concatenate them in f."
-        )
-    return shapes[0].shape if call.outputs is None else call.outputs.shape, shapes[0].dtype
+from lazyjax.factors import Model, model_of, output_shapes
+from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
+from lazyjax.kernels.request import Call, Options
+from lazyjax.kernels.task import COPIES, Task
+from lazyjax.kernels.tiles import assemble, choose_blocks, passes
+from lazyjax.types import Params
 
 
 class Job(NamedTuple):
@@ -106,7 +23,7 @@ class Job(NamedTuple):
 
     shape: Any  # of the outputs of an example, and their dtype
     out: tuple[int, ...]  # those that are asked for
-    model: Any
+    model: Model
     task: Task
 
 

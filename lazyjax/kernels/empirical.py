@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from lazyjax.kernels.budgets import fit
-from lazyjax.kernels.computation import check, kernels
+from lazyjax.kernels.computation import kernels
+from lazyjax.kernels.request import check
 from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
 
@@ -104,7 +105,7 @@ def ntk(
     operations for one evaluation of one example, P parameters and N examples on each side, Jacobian
     contraction takes about 4 N K F + N^2 K^2 P (K instead of K^2 unless reduce="none"; 1 for "sum")
     and NTK-vector products 4 N^2 K F. "auto" counts all in the jaxpr, weighed by the rates of
-    the backend (`lazyjax.kernels.costs.RATES`), never by a clock; only contraction works without
+    the backend (`lazyjax.costs.RATES`), never by a clock; only contraction works without
     reverse mode (`while`), then by P columns.
     Works under `jit`, `vmap` over params, and is differentiable by them. Inside `jax.shard_map` it
     is the kernel of what the device holds; where inputs are sharded over a mesh, rows stay with

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from lazyjax import checks
 from lazyjax.equations import settings
-from lazyjax.kernels.arguments import path_of
+from lazyjax.factors import Part, Plan, Shape, plan
 from lazyjax.kernels.budgets import candidates, counted, peak
-from lazyjax.kernels.computation import check, jobs
-from lazyjax.kernels.orders import ORDERS, cheapest_order
-from lazyjax.kernels.structured import Plan, plan
+from lazyjax.kernels.computation import jobs
+from lazyjax.kernels.orders import ORDERS, cheapest_order, treatment
+from lazyjax.kernels.request import check
+from lazyjax.leaves import path_of
 from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
 
@@ -111,15 +112,9 @@ _PRODUCTS = {
     "conv_general_dilated": "convolution",
     "gather": "rows by index",
 }
-_RULES = {
-    "jacobian": "Jacobian, formed once",
-    "slices": "Jacobian, in slices",
-    "gram": "two Grams",
-    "apply": "Gram of a, on d",
-}
 
 
-def _uses(plan: Plan, part: Any, shape: Any) -> str:
+def _uses(plan: Plan, part: Part, shape: Shape) -> str:
     places = [place for place, _ in (*part.straight, *part.swapped)]
     names = {_equation(plan.jaxpr.jaxpr, place).primitive.name for place in places}
     text = " and ".join(sorted(_PRODUCTS[name] for name in names))
@@ -134,7 +129,7 @@ def _uses(plan: Plan, part: Any, shape: Any) -> str:
     return text + (f", {shape.b} in parallel" if shape.b > 1 else "")
 
 
-def _where(plan: Plan, part: Any) -> str:
+def _where(plan: Plan, part: Part) -> str:
     equations = [_equation(plan.jaxpr.jaxpr, place) for place, _ in (*part.straight, *part.swapped)]
     each = [f"{e.primitive.name} at {summarize(e.source_info)}" for e in equations]
     return ", ".join(dict.fromkeys(each))
@@ -176,17 +171,18 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
         found = plan(
             job.model.jaxpr,
             len(job.model.w),
-            lambda s, task=task, itemsize=itemsize: cheapest_order(s, task, itemsize),
+            lambda s, task=task, size=itemsize: treatment(cheapest_order(s, task, size)),
             apart=False,
         )
-        for part, shape, order in zip(found.parts, found.shapes, found.orders, strict=True):
-            cost = ORDERS[order].cost(shape, task.reduce).pair
+        for part, shape, kept in zip(found.parts, found.shapes, found.treatments, strict=True):
+            order = ORDERS[kept.group]
+            cost = order.cost(shape, task.reduce).pair
             enters = _uses(found, part, shape)
             assert part.leaf is not None  # a bias is a part of its own only where leaves are apart
             where = _where(found, part)
-            _add(rows, Leaf(*named[part.leaf], enters, _RULES[order], cost, where))
+            _add(rows, Leaf(*named[part.leaf], enters, order.label, cost, where))
             if part.bias is not None:
-                share = float(shape.b * shape.s**2 if order in ("gram", "apply") else shape.q)
+                share = float(shape.q if order.through_j else shape.b * shape.s**2)
                 name, of = named[part.bias.leaf]
                 enters = "the bias of " + named[part.leaf][0]
                 _add(rows, Leaf(name, of, enters, "as that", share, where))

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lazyjax.derivatives import jvp, linearization
+from lazyjax import factors
+from lazyjax.convolutions import one_by_one
+from lazyjax.costs import ALIVE, operations, rates, results
+from lazyjax.derivatives import linearization
+from lazyjax.factors import Model, Shape, Treatment, jacobian
 from lazyjax.kernels import structured
-from lazyjax.kernels.costs import operations, rates, results
-from lazyjax.kernels.layouts import one_by_one
 from lazyjax.kernels.orders import (
     ORDERS,
     cheapest_order,
@@ -23,59 +25,12 @@ from lazyjax.kernels.orders import (
     of_jacobians,
     summed,
     symmetric,
+    treatment,
 )
+from lazyjax.kernels.task import Task
 from lazyjax.meshes import directions
 from lazyjax.norms import scaled
-
-Weights = list[jax.Array]  # the leaves that are differentiated
-
-REDUCTIONS = ("none", "diagonal", "trace", "sum")
-"""What is kept of the K x K outputs."""
-
-_COLUMNS_AT_ONCE = 64
-
-
-class Model(NamedTuple):
-    """One output leaf of the model function, on single examples."""
-
-    function: Callable[[Weights, Any], jax.Array]  # w, x (...) -> y (C,)
-    w: Weights
-    reverse: bool  # whether reverse mode works
-    jaxpr: Any  # of the function; its inputs are the leaves of w and x
-
-
-class Task(NamedTuple):
-    """What is asked for, and its sizes."""
-
-    n1: int
-    n2: int
-    symmetric: bool
-    outputs: int  # C
-    reduce: str
-    apart: bool  # a kernel for each leaf
-    passes: int = 1  # tiles that an example is in, of those that are computed one by one
-    orders: tuple[str, ...] = ()  # of each part, where they are settled already
-
-    @property
-    def pairs(self) -> int:
-        """Entries of the kernel for one pair of examples that are computed."""
-        return self.outputs ** (2 if self.reduce == "none" else 1)
-
-    @property
-    def rows(self) -> int:
-        """Rows that an example has in a product: its outputs, where they are mixed."""
-        return self.outputs if self.reduce == "none" else 1
-
-    @property
-    def tiles(self) -> float:
-        """Pairs of examples that are computed."""
-        return self.n1 * self.n2 / (2 if self.symmetric else 1)
-
-    @property
-    def examples(self) -> int:
-        """Examples whose features are computed."""
-        return self.n1 + (0 if self.symmetric else self.n2)
-
+from lazyjax.types import Weights
 
 Kernels = dict[int, jax.Array]  # {leaf: kernel}, or {-1: the whole}
 
@@ -106,42 +61,6 @@ class Method(NamedTuple):
 # --- Jacobian contraction ----------------------------------------------------------------------
 
 
-def _by_rows(model: Model, x: Any) -> Weights:
-    examples = one_by_one(model.jaxpr.jaxpr)
-
-    def rows(x: Any) -> Weights:
-        y, pullback = jax.vjp(examples.model(lambda w: model.function(w, x)), model.w)
-        return jax.vmap(lambda cotangent: pullback(cotangent)[0])(directions(y))
-
-    return [j.reshape(*j.shape[:2], -1) for j in examples.each(rows, x)]
-
-
-def _by_columns(model: Model, x: Any) -> Weights:
-    def outputs(w: Weights) -> jax.Array:
-        return jax.vmap(model.function, (None, 0))(w, x)  # (B, C)
-
-    def columns(leaf: int) -> jax.Array:
-        size, shape = model.w[leaf].size, model.w[leaf].shape
-
-        def column(p: jax.Array) -> jax.Array:
-            direction = [jnp.zeros_like(w) for w in model.w]
-            direction[leaf] = jax.nn.one_hot(p, size, dtype=direction[leaf].dtype).reshape(shape)
-            return jvp(outputs, model.w, direction)[1]
-
-        found = jax.lax.map(column, jnp.arange(size), batch_size=min(size, _COLUMNS_AT_ONCE))
-        return jnp.moveaxis(found, 0, -1)
-
-    return [columns(leaf) for leaf in range(len(model.w))]
-
-
-def jacobian(model: Model, x: Any) -> Weights:
-    """Compute the Jacobian of each example, (B, C, size) a leaf.
-
-    By rows in reverse mode, or by columns in forward mode where that is the only one (a `while`).
-    """
-    return (_by_rows if model.reverse else _by_columns)(model, x)
-
-
 def _contraction(model: Model, x: Any, task: Task) -> Engine:
     dtype, rate = model.jaxpr.out_avals[0].dtype, rates()
     forward, made = operations(model.jaxpr.jaxpr), results(model.jaxpr.jaxpr)
@@ -149,7 +68,7 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
 
     def features(x: Any) -> dict[str, Any]:
         leaves = {i: [j.astype(dtype)] for i, j in enumerate(jacobian(model, x))}
-        return {"jacobian": structured.join(leaves, apart=task.apart)}
+        return {"jacobian": factors.join(leaves, apart=task.apart)}
 
     def contract(f1: Any, f2: Any) -> Kernels:
         shares = (
@@ -172,7 +91,7 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
         + 2 * contracted / (rate.products * efficiency(rows))
         + task.examples * (made * (1 + task.outputs) / rate.bytes + kept / rate.fresh),
         kept=kept,
-        working=made * (1 + task.outputs) * structured.ALIVE + kept,
+        working=made * (1 + task.outputs) * ALIVE + kept,
         weights=parameters * dtype.itemsize,
         tiles={"jacobian": task.pairs if task.reduce in ("none", "diagonal") else 1},
     )
@@ -249,27 +168,30 @@ def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> E
     itemsize = model.jaxpr.out_avals[0].dtype.itemsize
     settled = iter(task.orders)
 
-    def choose(shape: structured.Shape) -> str:
+    def choose(shape: Shape) -> Treatment:
         given = next(settled, order)
         if given is not None and ORDERS[given].admits(shape):
-            return given
-        return cheapest_order(shape, task, itemsize)
+            return treatment(given)
+        return treatment(cheapest_order(shape, task, itemsize))
 
-    plan = structured.plan(model.jaxpr, len(model.w), choose, apart=task.apart)
+    plan = factors.plan(model.jaxpr, len(model.w), choose, apart=task.apart)
     work = structured.cost(plan, model.w, task)
 
     def contract(order: str) -> Callable[[Any, Any], Kernels]:
         return lambda f1, f2: structured.contract(plan, order, f1, f2, task.reduce)
 
     return Engine(
-        partial(structured.features, plan, model.w),
+        partial(factors.features, plan, model.w),
         {order: contract(order) for order in work.tiles},
         seconds=work.seconds,
         kept=work.kept,
         working=work.working,
         weights=sum(w.size for w in model.w) * itemsize,
         tiles=work.tiles,
-        orders=tuple(zip(map(structured.leaf_of, plan.parts), plan.orders, strict=True)),
+        orders=tuple(
+            (factors.leaf_of(part), kept.group)
+            for part, kept in zip(plan.parts, plan.treatments, strict=True)
+        ),
     )
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lazyjax.kernels.costs import rates
-from lazyjax.kernels.factors import Factors, Shape
+from lazyjax.costs import rates
+from lazyjax.factors import Factors, Shape, Treatment
+from lazyjax.kernels.task import Task
 from lazyjax.meshes import zeros
 
 _LEAST_WIDTH = 256  # of a slice of the parameters, so that the product of two is worth its call
@@ -22,22 +23,6 @@ _BLOCKS = 4  # in a row of one: 10 of 16 are computed
 
 
 # --- through Jacobians -------------------------------------------------------------------------
-
-
-def jacobian_of(f: Factors, shape: Shape) -> jax.Array:
-    """Give J (k, P) of one example, without the bias."""
-    a, d = f.a, f.d
-    if shape.tokens:
-        summed = jax.vmap(lambda d: jax.ops.segment_sum(d, a, num_segments=shape.tokens))(d[:, 0])
-        return summed.reshape(shape.outputs, -1)
-    k, _, s, _ = d.shape  # q before p: the larger side of the product first
-    if s == 1:
-        found = d[:, :, 0, :, None] * a[None, :, 0, None, :]
-    else:
-        found = jnp.einsum("bsp,kbsq->kbqp", a, d)
-    if f.d_swapped is not None:
-        found = found + jnp.einsum("kbsp,bsq->kbqp", f.d_swapped, f.a_swapped)
-    return found.reshape(k, -1)
 
 
 def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
@@ -351,24 +336,52 @@ def _apply_cost(s: Shape, reduce: str) -> Cost:
 class Order(NamedTuple):
     """A row of `ORDERS`."""
 
+    label: str  # in the table of `explain`
     contract: Callable[[Any, Any, Any, str], Pieces]
     cost: Callable[[Shape, str], Cost]
     admits: Callable[[Shape], bool]
+    through_j: bool  # the parameters are cut, not the examples, and a symmetric kernel is halved
+    one_by_one: bool = False  # examples are multiplied one at a time
 
 
 ORDERS = {
     "jacobian": Order(
-        lambda j1, j2, _, reduce: of_jacobians(j1, j2, reduce), _jacobian_cost, lambda s: True
+        label="Jacobian, formed once",
+        contract=lambda j1, j2, _, reduce: of_jacobians(j1, j2, reduce),
+        cost=_jacobian_cost,
+        admits=lambda s: True,
+        through_j=True,
     ),
-    "slices": Order(_formed, _slices_cost, lambda s: not s.mixed and not s.tokens and s.s > 1),
-    "gram": Order(_gram, _gram_cost, lambda s: True),
-    "apply": Order(_apply, _apply_cost, lambda s: not s.mixed),
+    "slices": Order(
+        label="Jacobian, in slices",
+        contract=_formed,
+        cost=_slices_cost,
+        admits=lambda s: not s.mixed and not s.tokens and s.s > 1,
+        through_j=True,
+    ),
+    "gram": Order(
+        label="two Grams",
+        contract=_gram,
+        cost=_gram_cost,
+        admits=lambda s: True,
+        through_j=False,
+    ),
+    "apply": Order(
+        label="Gram of a, on d",
+        contract=_apply,
+        cost=_apply_cost,
+        admits=lambda s: not s.mixed,
+        through_j=False,
+        one_by_one=True,
+    ),
 }
 """How the kernel of a part is contracted: through J, which is kept ("jacobian") or formed again in
 slices ("slices"); by two Grams ("gram"); or by one Gram, applied to d ("apply")."""
 
 
-THROUGH_J = ("jacobian", "slices")
+def treatment(name: str) -> Treatment:
+    """Give what an order wants kept of a part."""
+    return Treatment(name, ORDERS[name].through_j)
 
 
 def efficiency(rows: int) -> float:
@@ -376,7 +389,7 @@ def efficiency(rows: int) -> float:
     return rows / (rows + rates().rows)
 
 
-def seconds(name: str, s: Shape, task: Any, itemsize: int) -> float:
+def seconds(name: str, s: Shape, task: Task, itemsize: int) -> float:
     """Predict how long a part takes, by the rates of the backend."""
     cost, rate = ORDERS[name].cost(s, task.reduce), rates()
     rows = min(task.n1, task.n2) * task.rows
@@ -387,7 +400,7 @@ def seconds(name: str, s: Shape, task: Any, itemsize: int) -> float:
     )
 
 
-def cheapest_order(s: Shape, task: Any, itemsize: int) -> str:
+def cheapest_order(s: Shape, task: Task, itemsize: int) -> str:
     """Name the order that takes the least time for a part."""
     allowed = [name for name, order in ORDERS.items() if order.admits(s)]
     return min(allowed, key=lambda name: seconds(name, s, task, itemsize))

@@ -1,24 +1,39 @@
 """The kernel as a linear operator: products, solves, eigenpairs, traces and log-determinants."""
 
-from lazyjax.operators.algebra import KernelOperator, as_operator
+from lazyjax.operators.algebra import KernelOperator, as_operator, operator
+from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
+from lazyjax.operators.lanczos import lanczos
 from lazyjax.operators.products import ntk_operator
 from lazyjax.operators.quadrature import Estimate, inverse_trace, logdet, trace
-from lazyjax.operators.solves import NotConverged, Nystrom, Solution, nystrom, solve
+from lazyjax.operators.solves import (
+    NotConverged,
+    Nystrom,
+    Solution,
+    nystrom,
+    require_symmetric,
+    solve,
+)
 from lazyjax.operators.spectra import Eigenpairs, SpectralDensity, spectral_density, top_eigenpairs
 
 __all__ = [
+    "KEEPS",
+    "Arrays",
     "Eigenpairs",
     "Estimate",
     "KernelOperator",
     "NotConverged",
     "Nystrom",
+    "Setting",
     "Solution",
     "SpectralDensity",
     "as_operator",
     "inverse_trace",
+    "lanczos",
     "logdet",
     "ntk_operator",
     "nystrom",
+    "operator",
+    "require_symmetric",
     "solve",
     "spectral_density",
     "top_eigenpairs",

@@ -1,7 +1,7 @@
 """The Jacobian of a batch as a linear map: J^T c and J u, never its entries.
 
 What is kept between two products is a choice: nothing (the model is evaluated again), the residuals
-of one linearization, or the features of the kernel engine, from which both products follow without
+of one linearization, or the factors of the Jacobian, from which both products follow without
 differentiating anything.
 """
 
@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from lazyjax import factors
+from lazyjax.blocks import in_close_blocks
 from lazyjax.derivatives import linearization
-from lazyjax.kernels import structured
-from lazyjax.kernels.arguments import model_of, require_reverse, split
-from lazyjax.kernels.blocks import in_close_blocks
-from lazyjax.kernels.factors import Shape
-from lazyjax.kernels.methods import Model
+from lazyjax.factors import FACTORS, JACOBIAN, Model, Plan, Shape, Treatment
+from lazyjax.leaves import split
 from lazyjax.meshes import zeros
 from lazyjax.norms import widened
 
@@ -140,18 +139,18 @@ def _by_evaluation(arrays: Arrays, x: Any, setting: Setting) -> Maps:
     return Maps(pull, push)
 
 
-# --- through the features of the kernel engine -------------------------------------------------
+# --- through the factors of the Jacobian --------------------------------------------------------
 
 
-def _order(s: Shape) -> str:
+def _treatment(s: Shape) -> Treatment:
     """Choose what is kept of a part: its Jacobian, or the two factors of it."""
     multiplied = s.b * s.s * s.q * ((1 if s.tokens else s.p) + s.outputs)
-    return "jacobian" if s.mixed or s.jacobian <= min(s.factors, multiplied) else "gram"
+    return JACOBIAN if s.mixed or s.jacobian <= min(s.factors, multiplied) else FACTORS
 
 
 def model_with(arrays: Arrays, setting: Setting) -> Model:
     """Give the model on one example; refuse one without reverse mode."""
-    model = model_of(
+    model = factors.model_of(
         arrays.f,
         arrays.params,
         arrays.one,
@@ -160,17 +159,17 @@ def model_with(arrays: Arrays, setting: Setting) -> Model:
         outputs=arrays.outputs,
         summed=setting.reduce == "sum",
     )
-    return require_reverse(model, "products with its kernel")
+    return factors.require_reverse(model, "products with its kernel")
 
 
-def _plan(arrays: Arrays, setting: Setting) -> tuple[structured.Plan, list[jax.Array]]:
+def _plan(arrays: Arrays, setting: Setting) -> tuple[Plan, list[jax.Array]]:
     model = model_with(arrays, setting)
-    return structured.plan(model.jaxpr, len(model.w), _order, apart=False), model.w
+    return factors.plan(model.jaxpr, len(model.w), _treatment, apart=False), model.w
 
 
 def _features(arrays: Arrays, x: Any, setting: Setting) -> Any:
     plan, w = _plan(arrays, setting)
-    return in_close_blocks(partial(structured.features, plan, w), x, plan.jaxpr)
+    return in_close_blocks(partial(factors.features, plan, w), x, plan.jaxpr)
 
 
 def _weighted(d: jax.Array, c: jax.Array, chunk: int) -> jax.Array:
@@ -222,28 +221,28 @@ def _of_features(arrays: Arrays, kept: Any, setting: Setting) -> Maps:
     shapes, chunk = dict(enumerate(plan.shapes)), setting.chunk
 
     def chosen(start: Any) -> tuple[dict[int, Any], dict[int, jax.Array]]:
-        factors, jacobians = kept.get("gram", {}), kept.get("jacobian", {})
+        pairs, jacobians = kept.get("factors", {}), kept.get("jacobian", {})
         if not chunk or chunk == plan.jaxpr.out_avals[0].shape[0]:
-            return factors, jacobians
+            return pairs, jacobians
 
         def outputs(d: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(d, start, chunk, 1)
 
-        factors = {i: f._replace(d=outputs(f.d)) for i, f in factors.items()}
-        return factors, jax.tree.map(outputs, jacobians)
+        pairs = {i: f._replace(d=outputs(f.d)) for i, f in pairs.items()}
+        return pairs, jax.tree.map(outputs, jacobians)
 
     def pull(c: jax.Array, start: Any) -> Any:
-        factors, jacobians = chosen(start)
+        pairs, jacobians = chosen(start)
         through = "nkp,vn->vkp" if chunk else "nkp,vnk->vp"
         return (
-            {i: _pull_part(f, shapes[i], c, chunk) for i, f in factors.items()},
+            {i: _pull_part(f, shapes[i], c, chunk) for i, f in pairs.items()},
             {i: jnp.einsum(through, j, c) for i, j in jacobians.items()},
         )
 
     def push(u: Any, start: Any) -> jax.Array:
-        factors, jacobians = chosen(start)
+        pairs, jacobians = chosen(start)
         through = "nkp,vkp->vn" if chunk else "nkp,vp->vnk"
-        found = [_push_part(f, shapes[i], u[0][i], chunk) for i, f in factors.items()]
+        found = [_push_part(f, shapes[i], u[0][i], chunk) for i, f in pairs.items()]
         found += [jnp.einsum(through, j, u[1][i]) for i, j in jacobians.items()]
         return sum(found[1:], found[0])
 
@@ -256,5 +255,5 @@ KEEPS = {
     "features": Keep(_features, _of_features),
 }
 """What is kept of a batch between two products: the batch alone, and its examples are evaluated
-again, `block` of them at once; the residuals of one linearization; or the features of the kernel
-engine."""
+again, `block` of them at once; the residuals of one linearization; or the factors of
+its Jacobian."""

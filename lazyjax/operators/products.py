@@ -13,11 +13,10 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
-from lazyjax.kernels import matrix
-from lazyjax.kernels.budgets import bytes_of, needed, written
-from lazyjax.kernels.computation import Call, Options, check, kernels, only_output
-from lazyjax.kernels.costs import rates
-from lazyjax.kernels.layouts import plain_convolutions
+from lazyjax.convolutions import plain_convolutions
+from lazyjax.costs import rates
+from lazyjax.kernels import Call, Options, check, kernels, matrix, only_output
+from lazyjax.memory import bytes_needed, bytes_of, too_little
 from lazyjax.meshes import in_any_program, zeros
 from lazyjax.norms import scaled
 from lazyjax.operators.algebra import KernelOperator, operator
@@ -209,8 +208,8 @@ def _peak(call: Call, arrays: Arrays, form: Form) -> int:
     size = form.right.n * (1 if form.setting.reduce == "trace" else form.outputs)
     v = jax.ShapeDtypeStruct((size, 1), form.dtype)
     return max(
-        needed(_prepared.lower(arrays, call.x1, form=form, right=False).compile()),
-        needed(_product.lower(arrays, kept, other, v, form=form).compile()),
+        bytes_needed(_prepared.lower(arrays, call.x1, form=form, right=False).compile()),
+        bytes_needed(_product.lower(arrays, kept, other, v, form=form).compile()),
     )
 
 
@@ -221,10 +220,8 @@ def _fitting(call: Call, arrays: Arrays, forms: list[Form], memory: int | float 
         least.append(_peak(call, arrays, form))
         if least[-1] <= budget:
             return form
-    raise ValueError(
-        f"`memory` must be at least {written(1.005 * min(least))} for products with this kernel, "
-        f"inputs included, got {memory!r}. Use that, or fewer examples."
-    )
+    of = "products with this kernel, inputs included"
+    raise too_little(min(least), of, memory, "fewer examples")
 
 
 def _choose(call: Call, arrays: Arrays, form: Any, keep: str, memory: Any) -> Form:

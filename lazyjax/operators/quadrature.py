@@ -18,7 +18,7 @@ from lazyjax import checks
 from lazyjax.norms import eigh, scale_of
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.lanczos import Tridiagonal, lanczos
-from lazyjax.operators.solves import Nystrom, nystrom, symmetric
+from lazyjax.operators.solves import Nystrom, nystrom, require_symmetric
 
 FIRST = 16  # steps of Lanczos at first; they double
 # f, and whether Gauss is its upper end: so it is for log, whose even derivatives are negative and
@@ -247,7 +247,7 @@ def logdet(
     >>> round(float(jnp.exp(found.value)), 3), found.depth
     (8.0, 2)
     """
-    symmetric(A)
+    require_symmetric(A)
     checks.whole("rank", rank, least=0)
     if not rank:
         return _estimate(A, _probes(key, A, probes), "log", _bound(A, lower), depth)
@@ -304,7 +304,7 @@ def inverse_trace(
     >>> round(float(inverse_trace(jax.random.key(0), A).value), 3)
     0.75
     """
-    symmetric(A)
+    require_symmetric(A)
     return _estimate(A, _probes(key, A, probes), "inverse", _bound(A, lower), depth)
 
 
@@ -350,7 +350,7 @@ def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0)
     >>> float(trace(jax.random.key(0), A).value)
     4.0
     """
-    symmetric(A)
+    require_symmetric(A)
     checks.whole("rank", rank, least=0)
     rows, signs = jax.random.split(key)
     v = _probes(signs, A, probes).T

@@ -92,7 +92,7 @@ def finer(dtype: np.dtype) -> str:
     return "a looser `tolerance`" if dtype == np.float64 else "float64"
 
 
-def symmetric(A: KernelOperator) -> KernelOperator:
+def require_symmetric(A: KernelOperator) -> KernelOperator:
     """Require an operator that is symmetric and positive semi-definite."""
     if not isinstance(A, KernelOperator):
         raise TypeError(
@@ -240,7 +240,7 @@ def solve(
     >>> solve(A, jnp.array([2.0, 4.0])).x.round(4).tolist()
     [1.0, 1.0]
     """
-    symmetric(A)
+    require_symmetric(A)
     checks.floating("b", b)
     b = jnp.asarray(b)
     if b.ndim not in (1, 2) or b.shape[0] != A.shape[0]:
@@ -362,7 +362,7 @@ def nystrom(key: jax.Array, A: KernelOperator, *, rank: int) -> Nystrom:
     ----------
     Williams and Seeger 2001; Frangella, Tropp, Udell 2023, section 5.
     """
-    symmetric(A)
+    require_symmetric(A)
     checks.whole("rank", rank, least=A.outputs, cure="Use the rows of one example or more.")
     if rank > A.shape[0]:
         raise ValueError(

@@ -11,7 +11,7 @@ from lazyjax import checks
 from lazyjax.norms import eigh, norm, scale_of
 from lazyjax.operators.algebra import KernelOperator
 from lazyjax.operators.lanczos import lanczos
-from lazyjax.operators.solves import NotConverged, finer, symmetric
+from lazyjax.operators.solves import NotConverged, finer, require_symmetric
 
 _UNSEEN = 1e-4  # how little of a vector a random start may hold, of the usual n^-1/2
 
@@ -219,7 +219,7 @@ def top_eigenpairs(
     >>> top_eigenpairs(jax.random.key(0), A, 2).values.round(4).tolist()
     [3.0, 2.0]
     """
-    symmetric(A)
+    require_symmetric(A)
     n = A.shape[0]
     checks.whole("k", k, least=1)
     checks.whole("depth", depth, least=1)
@@ -324,7 +324,7 @@ def spectral_density(
     >>> found.cumulative(jnp.array([0.5, 2.0, 4.0]))[0].round(4).tolist()
     [0.0, 0.5, 1.0]
     """
-    symmetric(A)
+    require_symmetric(A)
     checks.whole("probes", probes, least=2, cure="One has no standard error.")
     checks.whole("depth", depth, least=1)
     v = jax.random.rademacher(key, (probes, A.shape[0]), A.dtype)

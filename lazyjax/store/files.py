@@ -20,7 +20,7 @@ import numpy as np
 import tensorstore
 
 from lazyjax.checkpoints import write_whole
-from lazyjax.kernels.panels import Grid
+from lazyjax.store.panels import Grid
 
 RECIPE, TIMINGS, DONE, FEATURES = "recipe.json", "timings.json", "done.json", "features"
 _ALIGNED = 64  # bytes; arrays that begin there are taken over by the CPU backend without a copy

@@ -10,12 +10,12 @@ import numpy as np
 
 from lazyjax import checks
 from lazyjax.checkpoints import fingerprint
+from lazyjax.costs import Rates
 from lazyjax.equations import constants
-from lazyjax.kernels.computation import Call, Options, jobs
-from lazyjax.kernels.costs import Rates
-from lazyjax.kernels.methods import jacobian
-from lazyjax.kernels.panels import Grid, Plan
-from lazyjax.kernels.pieces import Spec
+from lazyjax.factors import jacobian
+from lazyjax.kernels import Call, Options, jobs
+from lazyjax.store.panels import Grid, Plan
+from lazyjax.store.pieces import Spec
 from lazyjax.types import leaf_names
 
 _HASHED = 2**26  # bytes of inputs that are hashed at once

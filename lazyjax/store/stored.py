@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from lazyjax.operators.algebra import KernelOperator, operator
+from lazyjax.operators import KernelOperator, operator
 from lazyjax.store import files
 
 

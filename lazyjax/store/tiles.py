@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lazyjax.kernels.panels import Grid, Plan, panels
-from lazyjax.kernels.pieces import Pieces
 from lazyjax.store import files
+from lazyjax.store.panels import Grid, Plan, panels
+from lazyjax.store.pieces import Pieces
 
 
 class Hand(NamedTuple):

@@ -16,12 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lazyjax import checks
-from lazyjax.kernels.arguments import check_batch_size
-from lazyjax.kernels.budgets import bytes_of
-from lazyjax.kernels.computation import COPIES, Call, check, jobs, only_output
-from lazyjax.kernels.panels import Plan, choose, dealt, grid_of, too_little
-from lazyjax.kernels.pieces import Pieces, compile_pieces
+from lazyjax.kernels import COPIES, Call, check, check_batch_size, jobs, only_output
+from lazyjax.memory import bytes_of, format_bytes, too_little
 from lazyjax.store import files, recipe, tiles
+from lazyjax.store.panels import OF_A_DEVICE, SMALLER, Plan, choose, dealt, grid_of
+from lazyjax.store.pieces import Pieces, compile_pieces
 from lazyjax.store.stored import StoredKernel, open_kernel
 from lazyjax.store.tiles import Hand, Work
 from lazyjax.types import ModelFunction, Params
@@ -162,7 +161,7 @@ def kernel_store(
     -----
     Features of a block of examples are held for a panel of blocks while all other blocks pass by.
     What passes is computed once and kept on the disk until the kernel is finished, or computed
-    again, whichever is faster by the rates of `lazyjax.kernels.costs.RATES`. Time: as `ntk`, plus
+    again, whichever is faster by the rates of `lazyjax.costs.RATES`. Time: as `ntk`, plus
     that. Written: N1 N2 numbers (K^2 of them for "none"), and the features where they are spilled.
     Method, tiles and rates are recorded, and a call that goes on takes those, whatever `memory` and
     `mesh` are now. For a kernel that fits in memory use `ntk`.
@@ -226,7 +225,7 @@ def kernel_store(
         if pieces is None:
             pieces = compile_pieces(call, plan.spec, devices[mine[0]])
         if pieces.room(budget) < 1:
-            raise too_little(budget, pieces.memory(1))
+            raise too_little(pieces.memory(1), OF_A_DEVICE, format_bytes(budget), SMALLER)
         hands = _hands(call, plan, pieces, budget, devices, mine)
         array = files.open_array(path, recorded)
         _write(path, array, plan, x, hands, show=progress)

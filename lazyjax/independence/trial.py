@@ -17,8 +17,8 @@ from jax.core import eval_jaxpr
 from jax.tree_util import Partial
 
 from lazyjax import checks
-from lazyjax.equations import Jaxpr, equations
-from lazyjax.kernels.suspects import Suspect, suspects
+from lazyjax.equations import Jaxpr, epsilon, equations
+from lazyjax.independence.suspects import Suspect, suspects
 from lazyjax.types import ModelFunction, Params
 
 _ALONE = "pass the whole batch as one example: ntk(lambda p, x: f(p, x[0])[None], params, x[None])."
@@ -104,14 +104,6 @@ def _pair(x: list[Any], rng: np.random.Generator) -> list[Any]:
 
 
 # --- the trial
-
-
-def epsilon(jaxpr: Any) -> float:
-    """Give the machine epsilon of the coarsest floats on the way."""
-    made = [v.aval for equation in equations(jaxpr) for v in equation.outvars]
-    avals = [a for a in (*made, *(v.aval for v in jaxpr.outvars)) if hasattr(a, "dtype")]
-    dtypes = {a.dtype for a in avals if jnp.issubdtype(a.dtype, jnp.inexact)}
-    return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
 
 def _norm(values: np.ndarray) -> float:

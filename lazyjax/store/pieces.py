@@ -12,12 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from lazyjax import checks
-from lazyjax.kernels.blocks import contract
-from lazyjax.kernels.blocks import features as features_of
-from lazyjax.kernels.budgets import analysed
-from lazyjax.kernels.computation import Call, Job, Options, engine_of, finished, jobs, whole
-from lazyjax.kernels.costs import Rates, using
-from lazyjax.kernels.methods import Engine
+from lazyjax.costs import Rates, using
+from lazyjax.kernels import Call, Engine, Job, Options, contract, engine_of, finished, jobs, whole
+from lazyjax.kernels import features as features_of
+from lazyjax.memory import analysed
 
 
 class Spec(NamedTuple):

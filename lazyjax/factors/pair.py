@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lazyjax.kernels.rules import Use
-from lazyjax.kernels.views import arrange, count
-from lazyjax.kernels.walk import Bias, Part, Place, Structure
+from lazyjax.factors.rules import Use
+from lazyjax.factors.views import arrange, count
+from lazyjax.factors.walk import Bias, Part, Place, Structure
 from lazyjax.norms import scale_of
 
 
@@ -177,3 +177,19 @@ def shape_of(part: Part, structure: Structure, avals: dict[Place, Any], outputs:
         mixed=bool(part.swapped),
         bias=not alone and part.bias is not None,
     )
+
+
+def jacobian_of(f: Factors, shape: Shape) -> jax.Array:
+    """Give J (k, P) of one example, without the bias."""
+    a, d = f.a, f.d
+    if shape.tokens:
+        summed = jax.vmap(lambda d: jax.ops.segment_sum(d, a, num_segments=shape.tokens))(d[:, 0])
+        return summed.reshape(shape.outputs, -1)
+    k, _, s, _ = d.shape  # q before p: the larger side of the product first
+    if s == 1:
+        found = d[:, :, 0, :, None] * a[None, :, 0, None, :]
+    else:
+        found = jnp.einsum("bsp,kbsq->kbqp", a, d)
+    if f.d_swapped is not None:
+        found = found + jnp.einsum("kbsp,bsq->kbqp", f.d_swapped, f.a_swapped)
+    return found.reshape(k, -1)

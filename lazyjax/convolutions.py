@@ -16,7 +16,34 @@ from jax import lax
 from jax.extend.core import Literal
 
 from lazyjax.equations import INLINE, evaluate, inner_jaxprs, known, rescan, settings
-from lazyjax.kernels.rules import patches
+
+
+def patches(x: jax.Array, *, convolution: Any, window: tuple[int, ...]) -> jax.Array:
+    """Give the patches of a convolution's input, (batch, *places, prod(window), features)."""
+    layout = convolution.numbers.lhs_spec
+    x = x.transpose(layout[0], *layout[2:], layout[1])
+    padding = zip(convolution.padding, convolution.input_steps, strict=True)
+    edges = [(0, 0, 0), *((low, high, step - 1) for (low, high), step in padding), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    strides, steps = convolution.strides, convolution.filter_steps
+    places = [
+        (n - (w - 1) * step - 1) // stride + 1
+        for n, w, step, stride in zip(x.shape[1:-1], window, steps, strides, strict=True)
+    ]
+
+    def shifted(offset: tuple[int, ...]) -> jax.Array:
+        starts = [i * step for i, step in zip(offset, steps, strict=True)]
+        stops = [
+            start + (n - 1) * stride + 1
+            for start, n, stride in zip(starts, places, strides, strict=True)
+        ]
+        return lax.slice(x, (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), (1, *strides, 1))
+
+    offsets = [()]
+    for w in window:
+        offsets = [(*offset, i) for offset in offsets for i in range(w)]
+    return jnp.stack([shifted(offset) for offset in offsets], axis=-2)
+
 
 Convolve = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """`(settings of the equation, input, filters) -> output`."""

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lazyjax.kernels.blocks import choose_blocks, even
-from lazyjax.kernels.budgets import written
-from lazyjax.kernels.computation import Call, Job, engine_of, jobs
-from lazyjax.kernels.costs import rates
-from lazyjax.kernels.methods import METHODS
-from lazyjax.kernels.pieces import Pieces, Spec, compile_pieces
+from lazyjax.blocks import even
+from lazyjax.costs import rates
+from lazyjax.kernels import METHODS, Call, Job, choose_blocks, engine_of, jobs
+from lazyjax.memory import format_bytes, too_little
+from lazyjax.store.pieces import Pieces, Spec, compile_pieces
 
+OF_A_DEVICE, SMALLER = "each device of this kernel", "a smaller `tile`"  # in a refusal
 _SIDES = tuple(2**i for i in range(13, -1, -1))  # of tiles, in examples
 _MOST = 1000  # blocks of a side: a file for each pair of them
 _LARGEST = 2**28  # bytes of a tile
@@ -219,12 +219,4 @@ def choose(
         least.append(pieces.memory(1))
         if least[-1] <= memory:
             return plan, pieces
-    raise too_little(memory, min(least))
-
-
-def too_little(memory: int, least: int) -> ValueError:
-    """Give the error for a budget that is too small."""
-    return ValueError(
-        f"`memory` must be at least {written(1.005 * least)} for each device of this kernel, got "
-        f"{written(memory)}. Use that, or a smaller `tile`."
-    )
+    raise too_little(min(least), OF_A_DEVICE, format_bytes(memory), SMALLER)

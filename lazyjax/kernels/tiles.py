@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyjax import checks
-from lazyjax.kernels import structured
-from lazyjax.kernels.costs import rates, results
-from lazyjax.kernels.layouts import plain_convolutions
-from lazyjax.kernels.methods import Engine, Kernels, Task
-from lazyjax.kernels.orders import THROUGH_J
+from lazyjax.blocks import even, in_blocks, starts, take
+from lazyjax.costs import rates
+from lazyjax.kernels.methods import Engine, Kernels
+from lazyjax.kernels.orders import ORDERS
+from lazyjax.kernels.task import Task
 from lazyjax.meshes import zeros
 
 _TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
@@ -27,74 +27,6 @@ class Blocks(NamedTuple):
     columns: int  # examples of x2
     at_once: int  # examples whose features are computed at once
     kept: bool = True  # features are kept for all tiles; otherwise those of x2 are made for each
-
-
-def even(n: int, size: int) -> int:
-    """Give the size of blocks of at most `size`, evened out over n examples."""
-    return -(-n // -(-n // max(1, min(size, n))))
-
-
-def _starts(n: int, size: int) -> np.ndarray:
-    """Where blocks begin; the last ends at n, and may overlap the one before."""
-    return np.minimum(np.arange(-(-n // size)) * size, n - size)
-
-
-def _take(x: Any, start: Any, size: int) -> Any:
-    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(jnp.asarray(a), start, size), x)
-
-
-def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
-    """Apply a function of a batch to blocks of it, one after the other.
-
-    Parameters
-    ----------
-    function : callable
-        From a pytree with the batch on axis 0 to another.
-    x : pytree
-    size : int
-        Examples in a block.
-
-    Returns
-    -------
-    pytree
-        As `function(x)`.
-    """
-    n = checks.batch("x", x)
-    if size >= n:
-        return function(x)
-    function = plain_convolutions(function)
-    like = jax.eval_shape(lambda: function(_take(x, 0, size)))
-    found = jax.tree.map(lambda a: zeros((n, *a.shape[1:]), a), like)
-
-    def block(found: Any, start: Any) -> tuple[Any, None]:
-        new = function(_take(x, start, size))
-        put = jax.tree.map(
-            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), found, new
-        )
-        return put, None
-
-    return jax.lax.scan(block, found, jnp.asarray(_starts(n, size)))[0]
-
-
-def in_close_blocks(features: Callable[[Any], Any], x: Any, jaxpr: Any) -> Any:
-    """Compute features of a model in blocks whose intermediate results stay close.
-
-    Parameters
-    ----------
-    features : callable
-        From a pytree with the batch on axis 0 to another.
-    x : pytree
-    jaxpr : ClosedJaxpr
-        Of the model on one example, (C,) its outputs.
-
-    Returns
-    -------
-    pytree
-        As `features(x)`.
-    """
-    made = structured.ALIVE * (1 + jaxpr.out_avals[0].shape[0]) * results(jaxpr.jaxpr)
-    at_once = max(1, int(rates().working / 4 // max(1.0, made)))
-    return in_blocks(features, x, even(checks.batch("x", x), at_once))
 
 
 def _mirrored(tile: jax.Array) -> jax.Array:
@@ -143,7 +75,7 @@ def tiled(
     if (rows, columns) == (n1, n2):
         return contract(ready(one), None if symmetric else ready(other))
 
-    starts1, starts2 = _starts(n1, rows), _starts(n2, columns)
+    starts1, starts2 = starts(n1, rows), starts(n2, columns)
     if symmetric:
         other = one
         pairs = [(i, j) for i in range(len(starts1)) for j in range(i)]
@@ -158,7 +90,7 @@ def tiled(
         return jax.tree.map(one, kernel, tile)
 
     def block(x: Any, start: Any, size: int) -> Any:
-        return ready(_take(x, start, size))
+        return ready(take(x, start, size))
 
     like = jax.eval_shape(lambda: contract(block(one, 0, rows), block(other, 0, columns)))
     kernel = jax.tree.map(lambda a: zeros((n1, n2, *a.shape[2:]), a), like)
@@ -192,12 +124,12 @@ def tiled(
 
 def _sides(engine: Engine, group: str, task: Task) -> int:
     """Give the side of the tiles of a group, so that their results stay in a cache."""
-    if group in THROUGH_J:  # these cut the parameters instead, and halve a symmetric kernel
+    order = ORDERS.get(group)  # None: of a method that has no orders
+    if order and order.through_j:
         return max(task.n1, task.n2)
     side = max(1, int((rates().cache / 8 / engine.tiles[group]) ** 0.5))
     if task.symmetric:
-        # "apply" multiplies one example at a time
-        rows = 1 if group == "apply" else _ROWS // task.rows
+        rows = 1 if order and order.one_by_one else _ROWS // task.rows
         side = min(side, max(-(-task.n1 // _TILES), rows, 1))
     return side
 

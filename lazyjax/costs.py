@@ -30,6 +30,9 @@ class Rates(NamedTuple):
     disk: float  # bytes written to a file and flushed, a second
 
 
+ALIVE = 0.05
+"""Of all intermediate results, the share that XLA keeps at one moment."""
+
 RATES = {
     "cpu": Rates(2e11, 60, 9e10, 2e10, 3e9, 8 * 2**20, 128 * 2**20, 64, 1.5e9),
     "gpu": Rates(4e13, 500, 1e13, 2e12, 2e12, 2**28, 2**30, 0, 1.5e9),

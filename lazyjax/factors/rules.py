@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from lazyjax.convolutions import patches
 from lazyjax.equations import settings
-from lazyjax.kernels.views import Atom, Roles, View, split
+from lazyjax.factors.views import Atom, Roles, View, split
 
 
 class Use(NamedTuple):
@@ -54,33 +54,6 @@ def _dot(equation: Any, operand: int, view: View) -> Use | None:
     sides = (free_w, free_t) if operand == 0 else (free_t, free_w)
     d_axes = [_axis("b", view.axes[w]) for w in b_w] + sides[0] + sides[1]
     return Use(view, other, _same, Roles(tuple(t_axes)), Roles(tuple(d_axes)))
-
-
-def patches(x: jax.Array, *, convolution: Any, window: tuple[int, ...]) -> jax.Array:
-    """Give the patches of a convolution's input, (batch, *places, prod(window), features)."""
-    layout = convolution.numbers.lhs_spec
-    x = x.transpose(layout[0], *layout[2:], layout[1])
-    padding = zip(convolution.padding, convolution.input_steps, strict=True)
-    edges = [(0, 0, 0), *((low, high, step - 1) for (low, high), step in padding), (0, 0, 0)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    strides, steps = convolution.strides, convolution.filter_steps
-    places = [
-        (n - (w - 1) * step - 1) // stride + 1
-        for n, w, step, stride in zip(x.shape[1:-1], window, steps, strides, strict=True)
-    ]
-
-    def shifted(offset: tuple[int, ...]) -> jax.Array:
-        starts = [i * step for i, step in zip(offset, steps, strict=True)]
-        stops = [
-            start + (n - 1) * stride + 1
-            for start, n, stride in zip(starts, places, strides, strict=True)
-        ]
-        return lax.slice(x, (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), (1, *strides, 1))
-
-    offsets = [()]
-    for w in window:
-        offsets = [(*offset, i) for offset in offsets for i in range(w)]
-    return jnp.stack([shifted(offset) for offset in offsets], axis=-2)
 
 
 def _convolution(equation: Any, operand: int, view: View) -> Use | None:

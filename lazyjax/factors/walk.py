@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from lazyjax.equations import INLINE, evaluate, known, needed, rescan, settings
-from lazyjax.kernels.rules import RULES, Use
-from lazyjax.kernels.views import Atom, Roles, View, covers, follow, in_order, of_leaf
+from lazyjax.factors.rules import RULES, Use
+from lazyjax.factors.views import Atom, Roles, View, covers, follow, in_order, of_leaf
 
 Place = tuple[int, ...]
 """Numbers of an equation and of those around it, outermost first."""

@@ -12,8 +12,7 @@ from jax import lax
 from jax.nn import softmax, tanh
 from kernel_models import MLP, MODELS, convolve, examples, mlp, readout, weights
 
-from lazyjax.kernels import batches
-from lazyjax.kernels.batches import check_examples
+from lazyjax.independence import check_examples, trial
 from lazyjax.tangent import center
 
 OTHERS = "`f` must treat each example alone, but the examples of a batch see each other: {}.*use_running_average=True"
@@ -59,7 +58,7 @@ def right(name, f=None, x=(4,), **shapes):
 
 @pytest.fixture(autouse=True)
 def _fresh_and_quick():
-    batches._passed.clear()
+    trial._passed.clear()
     jax.config.update("jax_disable_most_optimizations", True)
     with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
         yield
@@ -636,7 +635,7 @@ CLEAR = ["a gradient of the sum by x", "as a batch of one, padded", "a kernel fo
 @pytest.mark.parametrize("name", CLEAR)
 def test_a_model_without_suspects_needs_no_trial(name, monkeypatch):
     tried = []
-    monkeypatch.setattr(batches, "_trial", lambda *a: tried.append(a))
+    monkeypatch.setattr(trial, "_trial", lambda *a: tried.append(a))
     case = RIGHT[name]()
     check_examples(case.f, case.params, case.x)
     traced(case)
@@ -646,11 +645,11 @@ def test_a_model_without_suspects_needs_no_trial(name, monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_the_table_is_let_through_without_a_trial(name, monkeypatch):
     tried = []
-    monkeypatch.setattr(batches, "_trial", lambda *a: tried.append(a))
+    monkeypatch.setattr(trial, "_trial", lambda *a: tried.append(a))
     case = MODELS[name]()
     traced(Case(case.f, case.params, case.x1))
     assert not tried
-    assert batches._passed
+    assert trial._passed
 
 
 # --- where and how often
@@ -685,7 +684,7 @@ def test_a_function_that_closes_over_traced_weights_is_judged_too():
     jax.eval_shape(partial(check, g=lambda h: tanh(h[::-1])[::-1]), params["a"])
     with pytest.raises(ValueError, match="see each other: reduce_sum"):
         jax.eval_shape(partial(check, g=standardize), params["a"])
-    assert not batches._passed  # or it would keep the tracer
+    assert not trial._passed  # or it would keep the tracer
 
 
 def counted(f):
@@ -705,11 +704,11 @@ def test_a_model_is_looked_at_once_for_each_shape(f):
 
 
 def test_no_more_than_so_many_models_are_remembered(monkeypatch):
-    monkeypatch.setattr(batches, "_LIMIT", 3)
+    monkeypatch.setattr(trial, "_LIMIT", 3)
     for _ in range(5):
         calls, f = counted(mlp)
         check_examples(f, weights(MLP), examples((4,))[0])
-    assert len(batches._passed) == 3
+    assert len(trial._passed) == 3
     check_examples(f, weights(MLP), examples((4,))[0])
     assert calls == [2, 3]
 

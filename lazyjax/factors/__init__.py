@@ -1,0 +1,49 @@
+"""How each parameter enters a model, and the factors a and d of its derivative.
+
+From a model on one example to what is kept of a batch: the jaxpr is walked (`walk`), leaves are
+followed through layouts (`views`) to products (`rules`), and of each part the two factors (`pair`)
+or their product, the Jacobian, are computed as a plan says (`planning`).
+"""
+
+from lazyjax.factors.model import (
+    Model,
+    jacobian,
+    model_of,
+    output_shapes,
+    require_reverse,
+)
+from lazyjax.factors.pair import Factors, Shape, bias_jacobian, jacobian_of
+from lazyjax.factors.planning import (
+    FACTORS,
+    JACOBIAN,
+    Features,
+    Plan,
+    Treatment,
+    features,
+    join,
+    leaf_of,
+    plan,
+)
+from lazyjax.factors.walk import Part
+
+__all__ = [
+    "FACTORS",
+    "JACOBIAN",
+    "Factors",
+    "Features",
+    "Model",
+    "Part",
+    "Plan",
+    "Shape",
+    "Treatment",
+    "bias_jacobian",
+    "features",
+    "jacobian",
+    "jacobian_of",
+    "join",
+    "leaf_of",
+    "model_of",
+    "output_shapes",
+    "plan",
+    "require_reverse",
+]

@@ -1,0 +1,174 @@
+"""What is kept of each leaf, planned for a model, and computed for a batch: the features.
+
+Of a leaf that enters products these are the two factors of its Jacobian, or that Jacobian; leaves
+that enter in another way have their plain one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lazyjax.convolutions import one_by_one
+from lazyjax.factors.pair import (
+    Factors,
+    Shape,
+    bias_jacobian,
+    bias_of,
+    factors,
+    jacobian_of,
+    shape_of,
+    side_by_side,
+)
+from lazyjax.factors.walk import Part, Structure, find, run, split_bias, zeros
+from lazyjax.meshes import alike, directions
+
+_SMALL = 4096  # numbers of a leaf, up to which Jacobians are joined to one
+
+
+class Treatment(NamedTuple):
+    """What is kept of a part."""
+
+    group: str  # of the features that it is among; in "jacobian" its Jacobian is kept
+    through_j: bool  # it is used as a Jacobian: the bias has its own, and factors keep their scale
+
+    @property
+    def formed(self) -> bool:
+        """Whether the Jacobian is kept, not its factors."""
+        return self.group == "jacobian"
+
+
+JACOBIAN = Treatment("jacobian", True)
+FACTORS = Treatment("factors", False)
+
+
+class Plan(NamedTuple):
+    """What is kept of each leaf, for one model."""
+
+    jaxpr: Any
+    structure: Structure
+    parts: tuple[Part, ...]
+    shapes: tuple[Shape, ...]  # of the parts
+    treatments: tuple[Treatment, ...]
+    plain: tuple[int, ...]
+    apart: bool  # leaves are kept apart
+
+    def alike(self, i: int) -> list[int]:
+        """Give the parts that are contracted as one with part i: of the same sizes and group."""
+        if self.apart or self.shapes[i].tokens:
+            return [i]
+        every = list(zip(self.shapes, self.treatments, strict=True))
+        return [j for j, other in enumerate(every) if other == every[i]]
+
+
+def plan(jaxpr: Any, leaves: int, choose: Callable[[Shape], Treatment], *, apart: bool) -> Plan:
+    """Find the structure of a model and choose what is kept of each part.
+
+    Parameters
+    ----------
+    jaxpr : ClosedJaxpr
+        From `trace`.
+    leaves : int
+        How many of its inputs are leaves of the parameters.
+    choose : callable
+        From the sizes of a part to what is kept of it.
+    apart : bool
+        Whether leaves are kept apart. Otherwise all Jacobians are one array, and a bias goes with
+        its product.
+
+    Returns
+    -------
+    Plan
+    """
+    structure = find(jaxpr.jaxpr, leaves)
+    parts = structure.parts
+    if apart:
+        parts = tuple(piece for part in parts for piece in split_bias(part))
+    avals = jax.eval_shape(lambda: zeros(jaxpr.jaxpr, set(structure.uses)))
+    outputs = jaxpr.out_avals[0].shape[0]
+    shapes = tuple(shape_of(part, structure, avals, outputs) for part in parts)
+    treatments = tuple(choose(shape) for shape in shapes)
+    plain = sorted(structure.plain)
+    if not parts and not plain:  # features have a batch: a Jacobian of zeros, the smallest
+        plain = [min(range(leaves), key=lambda leaf: jaxpr.in_avals[leaf].size)]
+    return Plan(jaxpr, structure, parts, shapes, treatments, tuple(plain), apart)
+
+
+Features = dict[str, Any]
+"""Of a batch, batch on axis 0: {group: {part: factors}} and {"jacobian": {-1 - i: (n, k, P)}}."""
+
+
+def leaf_of(part: Part) -> int:
+    """Give the leaf that a part is of."""
+    return bias_of(part).leaf if part.leaf is None else part.leaf
+
+
+def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax.Array]:
+    """Join Jacobians (k, P): those of each leaf, -1 - leaf its name, or all small ones to one."""
+    if apart:
+        return {-1 - leaf: jnp.concatenate(js, -1) for leaf, js in jacobians.items()}
+    every = [j for js in jacobians.values() for j in js]
+    small = [j for j in every if j.shape[-1] <= _SMALL]
+    large = [j for j in every if j.shape[-1] > _SMALL]
+    joined = [*large, *([jnp.concatenate(small, -1)] if small else [])]
+    return {-1 - i: j for i, j in enumerate(joined)}
+
+
+def features(plan: Plan, w: Any, x: Any) -> Features:
+    """Compute what is kept of a batch.
+
+    Parameters
+    ----------
+    plan : Plan
+    w : list of arrays
+    x : pytree, batch on axis 0
+
+    Returns
+    -------
+    dict
+    """
+    structure, jaxpr = plan.structure, plan.jaxpr
+    dtype = jaxpr.out_avals[0].dtype
+    examples = one_by_one(jaxpr.jaxpr)
+
+    def of_one(x: Any) -> Features:
+        def model(added: Any, plain: Any) -> Any:
+            leaves = list(w)
+            for leaf, value in zip(plan.plain, plain, strict=True):
+                leaves[leaf] = value
+            inputs = [*leaves, *jax.tree.leaves(x)]
+            (y,), kept = run(jaxpr, inputs, added, uses=structure.uses)
+            return y, kept
+
+        added = alike(zeros(jaxpr.jaxpr, set(structure.uses)), (w, x))
+        y, pullback, kept = jax.vjp(
+            examples.model(model), added, [w[i] for i in plan.plain], has_aux=True
+        )
+        d, plain = jax.vmap(pullback)(directions(y))
+        rest = {
+            leaf: [j.astype(dtype).reshape(y.size, -1)]
+            for leaf, j in zip(plan.plain, plain, strict=True)
+        }
+        gathered: dict[int, list[Factors]] = {}
+        for i, (part, shape, treatment) in enumerate(
+            zip(plan.parts, plan.shapes, plan.treatments, strict=True)
+        ):
+            balanced = not treatment.through_j
+            own = factors(part, structure.uses, kept, d, dtype, balanced=balanced)
+            if treatment.through_j and shape.bias:
+                bias = bias_jacobian(own.d, own.bias)
+                rest.setdefault(bias_of(part).leaf, []).append(bias)
+                own = own._replace(bias=None)
+            if treatment.formed:
+                rest.setdefault(leaf_of(part), []).append(jacobian_of(own, shape))
+            else:
+                gathered.setdefault(plan.alike(i)[0], []).append(own)
+        found: Features = {}
+        for i, every in gathered.items():
+            found.setdefault(plan.treatments[i].group, {})[i] = side_by_side(every)
+        if rest:
+            found["jacobian"] = join(rest, apart=plan.apart)
+        return found
+
+    return examples.each(of_one, x)

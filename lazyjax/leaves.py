@@ -1,0 +1,117 @@
+"""The leaves of the parameters: their names, and which of them are differentiated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lazyjax.norms import widened
+from lazyjax.types import Params, Weights
+
+
+def require_real(name: str, tree: Any) -> list[bool]:
+    """Tell which leaves are real floats; refuse complex ones."""
+    real = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(
+                f"`{name}`{jax.tree_util.keystr(path)} must be an array, got "
+                f"{type(leaf).__name__}. Keep what is no array in f, as in params, static = "
+                "eqx.partition(model, eqx.is_array) of Equinox."
+            )
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"`{name}`{jax.tree_util.keystr(path)} must be real, got {dtype}. "
+                "Split it into a real and an imaginary part inside f."
+            )
+        real.append(jnp.issubdtype(dtype, jnp.floating))
+    return real
+
+
+def path_of(path: Any) -> str:
+    """Write the path of a leaf as `Dense_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def differentiated(params: Params, wrt: Any) -> tuple[bool, ...]:
+    """Tell for each leaf of `params` whether it is differentiated.
+
+    Parameters
+    ----------
+    params : pytree
+    wrt : None, callable or pytree of bool
+        All floats, those whose path (`Dense_0/kernel`) the function says True of, or a mask, which
+        may be a prefix of `params`. A pytree that can be called, such as a filter specification of
+        Equinox, is a mask.
+
+    Returns
+    -------
+    tuple of bool
+
+    Raises
+    ------
+    TypeError
+        If a leaf is no array or complex, or the mask holds anything but bool.
+    ValueError
+        If nothing is left, or the mask does not fit.
+    """
+    real = require_real("params", params)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not any(real):
+        raise ValueError(
+            "`params` must hold at least one array of floats to differentiate by, got "
+            f"{[str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(params)]}. "
+            "Convert it: jnp.asarray(params, jnp.float32)."
+        )
+    if wrt is None:
+        return tuple(real)
+    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(wrt))
+    if callable(wrt) and (not is_tree or isinstance(wrt, Partial)):
+        mask = [wrt(path_of(path)) for path in paths]
+    else:
+        try:
+            full = jax.tree.map(lambda m, p: jax.tree.map(lambda _: m, p), wrt, params)
+        except ValueError as error:
+            raise ValueError(
+                "`wrt` must be a function of a path, or a mask with the structure of `params` or "
+                f"of the upper part of it, {jax.tree.structure(params)}, got "
+                f"{jax.tree.structure(wrt)}. Use lambda path: 'kernel' in path."
+            ) from error
+        mask = jax.tree.leaves(full)
+    for value in mask:
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(
+                f"`wrt` must say True or False of each leaf, got {value!r}. Use bool(...)."
+            )
+    chosen = tuple(bool(m) and r for m, r in zip(mask, real, strict=True))
+    if not any(chosen):
+        raise ValueError(
+            "`wrt` must leave at least one leaf of floats to differentiate by, got none of "
+            f"{[path_of(path) for path in paths]}. Choose some of these."
+        )
+    return chosen
+
+
+def split(params: Params, wrt: tuple[bool, ...]) -> tuple[Weights, Callable[[Weights], Params]]:
+    """Give the leaves that are differentiated, and how to put the tree together again.
+
+    Those of half precision are given in float32, so that sums of derivatives are, and go back to
+    their own dtype in the tree.
+    """
+    leaves, structure = jax.tree.flatten(params)
+
+    def rebuild(w: Weights) -> Params:
+        new = iter(w)
+        return structure.unflatten(
+            [
+                next(new).astype(jnp.result_type(leaf)) if moves else leaf
+                for leaf, moves in zip(leaves, wrt, strict=True)
+            ]
+        )
+
+    moving = [jnp.asarray(leaf) for leaf, moves in zip(leaves, wrt, strict=True) if moves]
+    return widened(moving), rebuild
