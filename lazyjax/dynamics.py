@@ -2,18 +2,17 @@
 
 With coefficients a, params(t) = params0 + J^T a(t), the outputs on the training points are
 f0 + Theta a(t). In the eigenbasis of Theta every coefficient follows its own scalar recurrence (or
-differential equation) from 0 towards -r0 / mu, r0 = f0 - y and mu = lambda + ridge:
+differential equation) from 0 towards -r0 / mu, r0 = f0 - y and mu = lambda + ridge: its law
+(`laws`),
 
     a(t) = -r0 S(t),  S(t) = (1 - g(t)) / mu
-
-with g(t) = (1 - c mu)^t for descent, c = 2 eta / (N K), exp(-c mu t) for the flow, c = 2 / (N K).
-S is computed without cancellation, and has the limit of the formula at mu = 0.
 
 What rounding explains of Theta, eigenvalues below N K eps lambda_max, is 0. A ridge below that
 cannot be told from rounding: mu is 0 where lambda is.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,77 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from lazyjax import checks
+from lazyjax import checks, laws
 from lazyjax.kernels import matrix
+from lazyjax.laws import Law
 from lazyjax.norms import eigh, norm, widened
 
+_FLOW = "gradient_flow"
 _dot = partial(jnp.matmul, precision="highest")
-
-
-def _power_gap(p: jax.Array, t: jax.Array) -> jax.Array:
-    """Compute 1 - (1 - p)^t for whole t; right for small p, and for p > 1."""
-    below = jnp.where(p < 1, p, 0.5)
-    above = jnp.where(p > 1, p, 1.5)
-    sign = 1 - 2 * jnp.mod(t, 2)
-    gap_below = -jnp.expm1(t * jnp.log1p(-below))
-    gap_above = 1 - sign * jnp.exp(t * jnp.log(above - 1))
-    return jnp.where(p == 1, jnp.where(t > 0, 1.0, 0.0), jnp.where(p < 1, gap_below, gap_above))
-
-
-def _descent_gap(q: jax.Array, t: jax.Array) -> jax.Array:
-    """Compute (1 - (1 - q)^t) / q, which is t at q = 0."""
-    safe = jnp.where(q == 0, 1, q)
-    return jnp.where(q == 0, t, _power_gap(safe, t) / safe)
-
-
-def _heavy_ball_gap(q: jax.Array, t: jax.Array, momentum: jax.Array) -> jax.Array:
-    """Compute (1 - g_t) / q, g_{t+1} = (1 + beta - q) g_t - beta g_{t-1}, g_0 = g_{-1} = 1.
-
-    The roots of z^2 - (1 + beta - q) z + beta are 1 - p and 1 - p', with p + p' = 1 - beta + q and
-    p p' = q. Where they are real and apart, g_t is a sum of their powers; where they are complex,
-    and near a double root, g_t = S_{t+1} - beta S_t, S_t = (z^t - z'^t) / (z - z') being smooth.
-    """
-    beta = momentum
-    total = 1 - beta + q
-    root_beta = jnp.sqrt(beta)
-    discriminant = (jnp.square(1 - root_beta) - q) * (jnp.square(1 + root_beta) - q)
-    apart = discriminant > 1e-2 * jnp.square(total)
-
-    # two real roots: z_small = 1 - p_small near 1, and the other
-    difference = jnp.sqrt(jnp.where(apart, discriminant, 1.0))
-    p_small = 2 * q / (total + difference)
-    p_large = total - p_small
-    safe = jnp.where(q == 0, 1, q)
-    slow = jnp.where(q == 0, t / (1 - beta), _power_gap(jnp.where(q == 0, 0.5, p_small), t) / safe)
-    fast = _power_gap(jnp.where(apart, p_large, 0.5), t)
-    # B / q, with B = -(1 - p_large) p_small / difference: p_small / q = 1 / p_large
-    real = ((1 - p_small) * p_large * slow - (1 - p_large) / p_large * fast) / difference
-
-    # z = sqrt(beta) exp(+- i theta), or a real double root of either sign
-    half = (1 + beta - q) / 2  # sqrt(beta) cos(theta)
-    sine = jnp.sqrt(jnp.maximum(-discriminant, 0.0)) / 2  # sqrt(beta) sin(theta)
-    turned = jnp.arctan2(sine, jnp.abs(half))  # theta, or pi - theta where half < 0
-    stretch = jnp.sqrt(jnp.maximum(discriminant, 0.0)) / 2 / jnp.where(beta > 0, root_beta, 1)
-    delta = jnp.arcsinh(stretch)  # z = +- sqrt(beta) exp(+- delta), slightly apart
-
-    def ratio(n: jax.Array) -> jax.Array:  # S_n
-        sign = jnp.where(half < 0, 1 - 2 * jnp.mod(n - 1, 2), 1.0)
-        small = (turned < 1e-9) & (delta < 1e-9)
-        oscillating = jnp.sin(n * turned) / jnp.where(turned < 1e-9, 1, jnp.sin(turned))
-        stretched = jnp.sinh(n * delta) / jnp.where(delta < 1e-9, 1, jnp.sinh(delta))
-        value = jnp.where(small, n, jnp.where(discriminant > 0, stretched, oscillating))
-        return sign * value * jnp.exp((n - 1) * jnp.log(jnp.where(beta > 0, root_beta, 1)))
-
-    g = ratio(t + 1) - beta * ratio(t)
-    complex_ = (1 - g) / safe
-    plain = _descent_gap(q, t)
-    return jnp.where(beta == 0, plain, jnp.where(apart, real, complex_))
-
-
-def _flow_gap(q: jax.Array, t: jax.Array) -> jax.Array:
-    """Compute (1 - exp(-q t)) / q, which is t at q = 0."""
-    safe = jnp.where(q == 0, 1, q)
-    return jnp.where(q == 0, t, -jnp.expm1(-safe * t) / safe)
 
 
 @jax.jit
@@ -101,14 +36,13 @@ def _in_eigenbasis(run: "Dynamics", t: jax.Array) -> jax.Array:
     """Compute the coefficients (*t.shape, M, columns) in the eigenbasis."""
     t = t.astype(run.f0.dtype)[..., None]
     nothing = (run.eigenvalues == 0) & (run.ridge < run.noise)
-    q = run.rate * jnp.where(nothing, 0, run.eigenvalues + run.ridge)
+    q = run.law.rate * jnp.where(nothing, 0, run.eigenvalues + run.ridge)
     shape = (*t.shape[:-1], *q.shape)
     q, endless = jnp.broadcast_to(q, shape), jnp.broadcast_to(jnp.isinf(t), shape)
     finite = jnp.where(endless, 1, jnp.broadcast_to(t, shape))
-    descent = partial(_heavy_ball_gap, momentum=run.momentum)
-    gap = (_flow_gap if run.continuous else descent)(q, finite)
+    gap = run.law.gap(q, finite)
     limit = jnp.where(q == 0, 0, 1 / jnp.where(q == 0, 1, q))
-    gap = run.rate * jnp.where(endless, limit, gap)
+    gap = run.law.rate * jnp.where(endless, limit, gap)
     residual = jnp.broadcast_to(run.residual, (*shape, run.residual.shape[1]))
     return -gap[..., None] * residual
 
@@ -120,13 +54,11 @@ def _in_eigenbasis(run: "Dynamics", t: jax.Array) -> jax.Array:
         "eigenvectors",
         "residual",
         "f0",
-        "rate",
-        "momentum",
+        "law",
         "ridge",
         "noise",
-        "largest",
     ],
-    meta_fields=["continuous", "shared"],
+    meta_fields=["shared"],
 )
 @dataclass(frozen=True)
 class Dynamics:
@@ -142,15 +74,11 @@ class Dynamics:
         f0 - y in the eigenbasis.
     f0 : (N, *out)
         The outputs at the start.
-    rate : ()
-        c, 2 eta / (N K) for descent and 2 / (N K) for the flow.
-    momentum, ridge : ()
+    law : Descent or Flow
+        Whether t is a number of steps or a time, and at which rate.
+    ridge : ()
     noise : ()
         N K eps lambda_max; a ridge below it is none where the eigenvalue is 0.
-    largest : ()
-        Largest stable value of rate (lambda_max + ridge).
-    continuous : bool
-        Whether t is a time (flow) or a number of steps.
     shared : bool
         Whether the kernel is (N, N), the same for every output.
     """
@@ -159,12 +87,9 @@ class Dynamics:
     eigenvectors: jax.Array
     residual: jax.Array
     f0: jax.Array
-    rate: jax.Array
-    momentum: jax.Array
+    law: Law
     ridge: jax.Array
     noise: jax.Array
-    largest: jax.Array
-    continuous: bool
     shared: bool
 
     def _solve(self, t: Any) -> jax.Array:
@@ -176,26 +101,10 @@ class Dynamics:
         return jnp.where(self.eigenvalues[:, None] == 0, 0, self._solve(t))
 
     def _check_time(self, t: Any) -> None:
-        if not checks.is_known((t, self.rate, self.eigenvalues)):
-            return
-        t = np.asarray(t)
-        if np.any(np.isnan(t)) or np.any(t < 0):
-            raise ValueError(f"`t` must be 0 or more, got {t}. Training starts at 0.")
-        if self.continuous:
-            return
-        steps = t[np.isfinite(t)]
-        if np.any(steps != np.floor(steps)):
-            raise ValueError(
-                f"`t` must be whole steps of gradient descent, got {t}. "
-                "Use np.rint(t), or gradient_flow for times."
-            )
-        product = float(self.rate * (self.eigenvalues[-1] + self.ridge))
-        if np.any(np.isinf(t)) and product > float(self.largest):
-            raise ValueError(
-                "`t` must be finite above the critical learning rate, where gradient descent "
-                f"diverges, got infinity at {product / float(self.largest):.3g} times that rate. "
-                "Lower `learning_rate`, or use gradient_flow."
-            )
+        if checks.is_known((t, self.law, self.eigenvalues)):
+            t = np.asarray(t)
+            self.law.check(t, _FLOW)
+            laws.require_stable(self.law, t, self.eigenvalues[-1] + self.ridge, _FLOW)
 
     def _out(self, values: jax.Array, n: int) -> jax.Array:
         return values.reshape(*values.shape[:-2], n, *self.f0.shape[1:])
@@ -307,11 +216,10 @@ def _make(
     y: ArrayLike,
     f0: ArrayLike,
     *,
-    eta: Any,
-    momentum: Any,
+    law: Callable[[int, Any], Law],  # of the elements of y and of the dtype
     ridge: Any,
-    continuous: bool,
 ) -> Dynamics:
+    checks.not_negative("ridge", ridge)
     kernel, y, f0 = jnp.asarray(kernel), jnp.asarray(y), jnp.asarray(f0)
     for name, value in (("kernel", kernel), ("y", y), ("f0", f0)):
         checks.floating(name, value)
@@ -328,6 +236,7 @@ def _make(
             f"`kernel` must have shape {(n, n, *out, *out)} or {(n, n)}, got {kernel.shape}. "
             "Use ntk(f, params0, x) on the points of `y`."
         )
+    own = law(y.size, kernel.dtype)
     square = matrix(kernel)
     if checks.is_known(square):
         skew = float(norm(square - square.T))
@@ -342,18 +251,14 @@ def _make(
     values = jnp.where(jnp.abs(values) < noise, 0, values)
     if checks.is_known((values, ridge)) and bool(jnp.any(values == 0)):
         warn_of_rounding(ridge, noise, stacklevel=4)
-    momentum = jnp.asarray(momentum, values.dtype)
     return Dynamics(
         eigenvalues=values,
         eigenvectors=vectors,
         residual=_dot(vectors.T, (f0 - y).reshape(square.shape[0], -1)),
         f0=f0,
-        rate=jnp.asarray(2 * eta / y.size, values.dtype),
-        momentum=momentum,
+        law=own,
         ridge=ridge,
         noise=noise,
-        largest=2 * (1 + momentum),
-        continuous=continuous,
         shared=kernel.ndim == 2,
     )
 
@@ -427,11 +332,8 @@ def gradient_descent(
     >>> run.train(jnp.array([0, 1, 2]))[:, 0, 0].tolist()
     [0.0, 0.5, 0.75]
     """
-    checks.positive("learning_rate", learning_rate)
-    checks.not_negative("ridge", ridge)
-    if checks.is_known(momentum) and not 0 <= float(np.asarray(momentum)) < 1:
-        raise ValueError(f"`momentum` must be in [0, 1), got {momentum}. Use 0.9.")
-    return _make(kernel, y, f0, eta=learning_rate, momentum=momentum, ridge=ridge, continuous=False)
+    law = partial(laws.descent, learning_rate, momentum)
+    return _make(kernel, y, f0, law=law, ridge=ridge)
 
 
 def gradient_flow(
@@ -469,5 +371,4 @@ def gradient_flow(
     ----------
     Jacot, Gabriel, Hongler 2018, section 5; Lee et al. 2019, equations 8-11.
     """
-    checks.not_negative("ridge", ridge)
-    return _make(kernel, y, f0, eta=1.0, momentum=0.0, ridge=ridge, continuous=True)
+    return _make(kernel, y, f0, law=laws.flow, ridge=ridge)

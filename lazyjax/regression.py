@@ -19,6 +19,7 @@ from lazyjax import checks
 from lazyjax.convolutions import plain_convolutions
 from lazyjax.dynamics import Dynamics, warn_of_rounding
 from lazyjax.independence import check_examples
+from lazyjax.laws import Law, descent, flow, require_stable
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of, widened
 from lazyjax.operators import (
@@ -35,6 +36,7 @@ from lazyjax.operators import (
 from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
 
+_FLOW = "no `learning_rate`"
 _FIRST_DEPTH = 16
 _FEW = 4  # steps of Lanczos that tell the order of the largest eigenvalue
 
@@ -79,16 +81,14 @@ def _rounding(y: jax.Array, A: KernelOperator, values: jax.Array) -> jax.Array:
     return y.size * jnp.finfo(A.dtype).eps * jnp.max(jnp.abs(values - A.shift))
 
 
-@partial(jax.jit, static_argnames=("depth", "continuous"))
+@partial(jax.jit, static_argnames="depth")
 def _trained(
     A: KernelOperator,
     residual: jax.Array,
     t: jax.Array,
-    rate: jax.Array,
-    momentum: jax.Array,
+    law: Law,
     *,
     depth: int,
-    continuous: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Compute coefficients and fit (T, n, B) in Krylov spaces of the residual (n, B).
 
@@ -107,12 +107,9 @@ def _trained(
             eigenvectors=ritz,
             residual=jnp.where(unseen, 0, inner[:1] * norm(r0)).T,
             f0=jnp.zeros_like(r0),
-            rate=rate,
-            momentum=momentum,
+            law=law,
             ridge=A.shift,
             noise=noise,
-            largest=2 * (1 + momentum),
-            continuous=continuous,
             shared=True,
         )
         return run.coefficients(t), run.train(t)
@@ -121,32 +118,11 @@ def _trained(
     return *every(found.vectors, values, inner, residual.T), noise, jnp.any(values == 0)
 
 
-def _check_time(t: Any, learning_rate: Any, momentum: Any) -> np.ndarray:
-    t = np.asarray(t, float)
-    if np.any(np.isnan(t)) or np.any(t < 0):
-        raise ValueError(f"`t` must be 0 or more, got {t}. Training starts at 0.")
-    if learning_rate is None:
-        return t
-    checks.positive("learning_rate", learning_rate)
-    if not 0 <= float(momentum) < 1:
-        raise ValueError(f"`momentum` must be in [0, 1), got {momentum}. Use 0.9.")
-    if np.any(t[np.isfinite(t)] % 1):
-        raise ValueError(
-            f"`t` must be whole steps of gradient descent, got {t}. "
-            "Use np.rint(t), or leave out `learning_rate` for times of the flow."
-        )
-    return t
-
-
-def _check_stable(A: KernelOperator, residual: jax.Array, rate: float, momentum: float) -> None:
+def _check_stable(A: KernelOperator, residual: jax.Array, law: Law, t: np.ndarray) -> None:
     """Refuse an infinite time above the critical learning rate, as the residual sees it."""
-    found = lanczos(A, residual.T, depth=min(_FIRST_DEPTH, A.shape[0]))
-    times = rate * float(jnp.max(found.eigh()[0])) / (2 * (1 + momentum))
-    if times > 1:
-        raise ValueError(
-            "`t` must be finite above the critical learning rate, where gradient descent diverges, "
-            f"got infinity at {times:.3g} times that rate. Lower `learning_rate`, or leave it out."
-        )
+    if np.any(np.isinf(t)) and np.isfinite(float(law.limit)):
+        found = lanczos(A, residual.T, depth=min(_FIRST_DEPTH, A.shape[0]))
+        require_stable(law, t, jnp.max(found.eigh()[0]), _FLOW)
 
 
 def _below_rounding(
@@ -286,16 +262,19 @@ def kernel_regression(
         )
     checks.finite("y", y)
     checks.finite("f0", f0)
-    t = _check_time(t, learning_rate, momentum)
+    if learning_rate is None:
+        law = flow(y.size, A.dtype)
+    else:
+        law = descent(learning_rate, momentum, y.size, A.dtype)
+    t = np.asarray(t, float)
+    law.check(t, _FLOW)
     checks.whole("products", products, least=1)
     within = float(jnp.finfo(A.dtype).eps) ** 0.5 if tolerance is None else tolerance
     checks.positive("tolerance", within)
     residual = _columns(A, f0 - y).astype(A.dtype)
     order = scale_of(residual, 0)  # each output in its own
     residual = residual / order
-    rate = 2 * (learning_rate or 1.0) / y.size
-    if learning_rate is not None and np.any(np.isinf(t)):
-        _check_stable(A, residual, rate, momentum)
+    _check_stable(A, residual, law, t)
 
     flat = t.reshape(-1)
     coefficients = np.zeros((len(flat), *residual.shape), A.dtype)
@@ -315,9 +294,8 @@ def kernel_regression(
         taken += solution.iterations
     if np.any(spaces):
         run = partial(_trained, A, residual, jnp.asarray(flat[spaces], A.dtype))
-        settings = jnp.asarray(rate, A.dtype), jnp.asarray(momentum, A.dtype)
         *found, error, spent, (noise, dropped) = _in_growing_spaces(
-            partial(run, *settings, continuous=learning_rate is None),
+            partial(run, law),
             float(norm(residual)),
             within,
             min(products, A.shape[0]),

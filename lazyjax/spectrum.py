@@ -10,6 +10,7 @@ import optax
 
 from lazyjax import checks
 from lazyjax.derivatives import linearization
+from lazyjax.laws import check_momentum
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of, widened
 from lazyjax.traces import as_it_is, one_example
@@ -163,7 +164,7 @@ def critical_learning_rate(
     >>> critical_learning_rate(jnp.eye(4), outputs=1).item()
     4.0
     """
-    _check_momentum(momentum)
+    check_momentum(momentum)
     checks.not_negative("ridge", ridge)
     square = _square(kernel)
     held = square.shape[0] // kernel.shape[0]
@@ -182,11 +183,6 @@ def critical_learning_rate(
     c = (1 + momentum) / (1 + 2 * momentum) if nesterov else 1 + momentum
     largest = jnp.maximum(eigenvalues(kernel)[-1], 0)
     return c * kernel.shape[0] * held / jnp.abs(largest + ridge)  # 1 / -0 is not infinity
-
-
-def _check_momentum(momentum: float) -> None:
-    if checks.is_known(momentum) and not 0 <= momentum < 1:
-        raise ValueError(f"`momentum` must be in [0, 1), got {momentum}. Use 0.9.")
 
 
 @partial(jax.jit, static_argnames=("iterations",))

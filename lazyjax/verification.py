@@ -382,6 +382,7 @@ def _message(call: Call, found: Verification, wrong: list[str]) -> str:
             call.params,
             call.x1,
             reduce=options.reduce,
+            method=options.method,
             wrt=jax.tree.structure(call.params).unflatten(options.wrt),
             outputs=call.outputs,
         )

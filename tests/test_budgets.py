@@ -135,6 +135,20 @@ def test_the_explanation_has_a_row_for_each_leaf_that_says_how_it_enters():
     assert rows["b"].operations > rows["bias"].operations > rows["unused"].operations == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        ("jacobian_contraction", "plain Jacobian"),
+        ("ntk_vector_products", "products, example by example"),
+    ],
+)
+def test_the_explanation_says_what_the_method_makes_of_a_leaf(method, rule):
+    rows = {row.name: row for row in explanation(model, PARAMS, X1, method=method)}
+    assert {row.rule for row in rows.values()} == {rule}
+    for name, row in rows.items():
+        assert row.operations == 9 * np.prod(row.shape), name  # each pair of outputs
+
+
 def test_a_weight_of_several_uses_and_of_scanned_layers_is_explained():
     def f(p, x):
         h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["stack"])[0]

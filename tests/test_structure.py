@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 GROUPS = (
     ("types", "equations", "meshes", "memory"),
     ("checks", "derivatives", "checkpoints", "norms", "costs", "convolutions"),
-    ("traces", "leaves", "blocks"),
+    ("traces", "leaves", "blocks", "laws"),
     ("data", "models", "tangent", "spectrum", "factors", "independence"),
     ("kernels", "loop"),
     ("runs",),

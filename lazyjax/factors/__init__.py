@@ -24,11 +24,13 @@ from lazyjax.factors.planning import (
     leaf_of,
     plan,
 )
+from lazyjax.factors.rules import RULES
 from lazyjax.factors.walk import Part
 
 __all__ = [
     "FACTORS",
     "JACOBIAN",
+    "RULES",
     "Factors",
     "Features",
     "Model",

@@ -118,9 +118,16 @@ def _gather(equation: Any, operand: int, view: View) -> Use | None:
     )
 
 
-RULES: dict[str, Callable[[Any, int, View], Use | None]] = {
-    "dot_general": _dot,
-    "conv_general_dilated": _convolution,
-    "gather": _gather,
+class Rule(NamedTuple):
+    """A row of `RULES`."""
+
+    label: str  # in the table of `explain`
+    use: Callable[[Any, int, View], Use | None]  # known equation, operand, view; None: not covered
+
+
+RULES = {
+    "dot_general": Rule("matrix product", _dot),
+    "conv_general_dilated": Rule("convolution", _convolution),
+    "gather": Rule("rows by index", _gather),
 }
-"""`(known equation, operand, view) -> Use`, or None where the rule does not cover it."""
+"""The primitives in which a parameter has a structured derivative."""

@@ -123,7 +123,7 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
             ):
                 walk.biases[other] = view
                 continue
-            use = RULES[name](equation, operand, view) if name in RULES else None
+            use = RULES[name].use(equation, operand, view) if name in RULES else None
             if use is None:
                 walk.plain.setdefault(view.leaf, name)
             else:

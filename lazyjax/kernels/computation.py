@@ -50,15 +50,20 @@ def jobs(call: Call) -> list[Job]:
     return found
 
 
-def engine_of(job: Job, x1: Any, method: str) -> Engine:
-    """Set a method to work."""
+def name_of(job: Job, x1: Any, method: str) -> str:
+    """Give the row of `METHODS` that a method stands for."""
     name = cheapest(job.model, x1, job.task) if method == "auto" else method
     if METHODS[name].needs_reverse and not job.model.reverse:
         raise ValueError(
             f"`method` must not be {name} for a model that has forward mode only (a while loop). "
             "Use 'jacobian_contraction' or 'auto'."
         )
-    return METHODS[name].engine(job.model, x1, job.task)
+    return name
+
+
+def engine_of(job: Job, x1: Any, method: str) -> Engine:
+    """Set a method to work."""
+    return METHODS[name_of(job, x1, method)].engine(job.model, x1, job.task)
 
 
 def finished(engine: Engine, k: int) -> Engine:

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from lazyjax import checks
 from lazyjax.equations import settings
-from lazyjax.factors import Part, Plan, Shape, plan
+from lazyjax.factors import RULES, Part, Plan, Shape, plan
 from lazyjax.kernels.budgets import candidates, counted, peak
-from lazyjax.kernels.computation import jobs
+from lazyjax.kernels.computation import jobs, name_of
+from lazyjax.kernels.methods import METHODS
 from lazyjax.kernels.orders import ORDERS, cheapest_order, treatment
 from lazyjax.kernels.request import check
+from lazyjax.kernels.task import Task
 from lazyjax.leaves import path_of
 from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
@@ -107,17 +109,10 @@ class Leaf(NamedTuple):
     where: str = ""  # the equations that it enters
 
 
-_PRODUCTS = {
-    "dot_general": "matrix product",
-    "conv_general_dilated": "convolution",
-    "gather": "rows by index",
-}
-
-
 def _uses(plan: Plan, part: Part, shape: Shape) -> str:
     places = [place for place, _ in (*part.straight, *part.swapped)]
     names = {_equation(plan.jaxpr.jaxpr, place).primitive.name for place in places}
-    text = " and ".join(sorted(_PRODUCTS[name] for name in names))
+    text = " and ".join(sorted(RULES[name].label for name in names))
     if len(places) > 1:
         text += f", {len(places)} times"
     if part.swapped:
@@ -144,7 +139,7 @@ def _equation(jaxpr: Any, place: tuple[int, ...]) -> Any:
 
 def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> list[Leaf]:
     """Give the rows of `explain`."""
-    defaults = {"reduce": "none", "wrt": None, "outputs": None}
+    defaults = {"reduce": "none", "wrt": None, "outputs": None, "method": "auto"}
     call = check(
         f,
         params,
@@ -163,10 +158,10 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
     for job in jobs(call):
         itemsize = job.shape.dtype.itemsize
         task = job.task
+        label = METHODS[name_of(job, x, call.options.method)].label
         if not job.model.reverse:
-            for name, shape in named:
-                size = float(task.pairs * math.prod(shape))
-                _add(rows, Leaf(name, shape, "forward mode only", "plain Jacobian", size))
+            for leaf in range(len(named)):
+                _add(rows, _plain(named[leaf], "forward mode only", label, task))
             continue
         found = plan(
             job.model.jaxpr,
@@ -179,6 +174,12 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
             cost = order.cost(shape, task.reduce).pair
             enters = _uses(found, part, shape)
             assert part.leaf is not None  # a bias is a part of its own only where leaves are apart
+            if label:  # the method has no orders
+                _add(rows, _plain(named[part.leaf], enters, label, task))
+                if part.bias is not None:
+                    enters = "the bias of " + named[part.leaf][0]
+                    _add(rows, _plain(named[part.bias.leaf], enters, label, task))
+                continue
             where = _where(found, part)
             _add(rows, Leaf(*named[part.leaf], enters, order.label, cost, where))
             if part.bias is not None:
@@ -187,15 +188,19 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
                 enters = "the bias of " + named[part.leaf][0]
                 _add(rows, Leaf(name, of, enters, "as that", share, where))
         for leaf, why in found.structure.plain.items():
-            name, shape = named[leaf]
-            size = float(task.pairs * math.prod(shape))
-            _add(rows, Leaf(name, shape, why, "plain Jacobian", size))
+            _add(rows, _plain(named[leaf], why, label, task))
         for leaf in found.structure.unused:
             _add(rows, Leaf(*named[leaf], "not at all", "zero", 0.0))
     for (path, leaf), moves in zip(leaves, call.options.wrt, strict=True):
         if not moves:
             _add(rows, Leaf(path_of(path) or "w", leaf.shape, "", "constant", 0.0))
     return list(rows.values())
+
+
+def _plain(named: tuple[str, tuple[int, ...]], enters: str, label: str | None, task: Task) -> Leaf:
+    """Give the row of a leaf whose Jacobian is multiplied as it is."""
+    size = float(task.pairs * math.prod(named[1]))
+    return Leaf(*named, enters, label or "plain Jacobian", size)
 
 
 def _add(rows: dict[str, Leaf], row: Leaf) -> None:
@@ -225,6 +230,7 @@ def explain(
     x: Any,
     *,
     reduce: str = "none",
+    method: str = "auto",
     wrt: Any = None,
     outputs: Sequence[int] | None = None,
 ) -> None:
@@ -232,7 +238,7 @@ def explain(
 
     Parameters
     ----------
-    f, params, reduce, wrt, outputs
+    f, params, reduce, method, wrt, outputs
         As for `ntk`.
     x : array (N, ...) or pytree
         The batch of a kernel `ntk(f, params, x)`. Shapes alone matter.
@@ -260,7 +266,7 @@ def explain(
     The kernel, leaf by leaf...
     ...
     """
-    rows = explanation(f, params, x, reduce=reduce, wrt=wrt, outputs=outputs)
+    rows = explanation(f, params, x, reduce=reduce, method=method, wrt=wrt, outputs=outputs)
     whole = sum(row.operations for row in rows) or 1.0
     table = Table(title="The kernel, leaf by leaf", title_justify="left")
     for column in ("leaf", "shape", "enters by", "rule"):

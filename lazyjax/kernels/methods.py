@@ -56,6 +56,7 @@ class Method(NamedTuple):
 
     engine: Callable[[Model, Any, Task], Engine]
     needs_reverse: bool
+    label: str | None = None  # what becomes of a leaf; None: as the order of each part says
 
 
 # --- Jacobian contraction ----------------------------------------------------------------------
@@ -197,8 +198,8 @@ def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> E
 
 METHODS = {
     "structured_derivatives": Method(_structured, True),
-    "jacobian_contraction": Method(_contraction, False),
-    "ntk_vector_products": Method(_products, True),
+    "jacobian_contraction": Method(_contraction, False, "plain Jacobian"),
+    "ntk_vector_products": Method(_products, True, "products, example by example"),
 }
 """The methods, as Novak, Sohl-Dickstein, Schoenholz 2022 name them.
 
