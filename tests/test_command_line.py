@@ -10,7 +10,7 @@ import pytest
 
 from lazyjax import ntk
 from lazyjax.__main__ import main
-from lazyjax.store import open_kernel, tiles
+from lazyjax.store import open_kernel, workers
 
 MODELS = """
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def test_a_file_of_one_array_is_mapped(folder):
 
 
 def test_what_was_interrupted_goes_on_with_resume_only(folder, capsys, monkeypatch):
-    compute, calls = tiles.compute_tile, []
+    compute, calls = workers.compute_tile, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -81,7 +81,7 @@ def test_what_was_interrupted_goes_on_with_resume_only(folder, capsys, monkeypat
             raise KeyboardInterrupt
         return compute(*arguments)
 
-    monkeypatch.setattr(tiles, "compute_tile", interrupted)
+    monkeypatch.setattr(workers, "compute_tile", interrupted)
     assert run() == 130
     assert capsys.readouterr().err == "Interrupted. The same command with --resume goes on.\n"
     assert run() == 2

@@ -20,7 +20,7 @@ from lazyjax.dynamics import gradient_flow
 from lazyjax.kernels import METHODS, check, jobs, matrix, ntk
 from lazyjax.operators import nystrom, solve
 from lazyjax.regression import kernel_regression
-from lazyjax.store import StoredKernel, files, kernel_store, open_kernel, tiles
+from lazyjax.store import StoredKernel, files, kernel_store, open_kernel, workers
 from lazyjax.store.panels import dealt, grid_of, panels
 
 RANDOM = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def log(monkeypatch):
     class Log(list):
         stop_at = None
 
-    log, compute = Log(), tiles.compute_tile
+    log, compute = Log(), workers.compute_tile
 
     def logged(*arguments):
         if len(log) == log.stop_at:
@@ -76,7 +76,7 @@ def log(monkeypatch):
         log.append(1)
         return compute(*arguments)
 
-    monkeypatch.setattr(tiles, "compute_tile", logged)
+    monkeypatch.setattr(workers, "compute_tile", logged)
     return log
 
 
@@ -246,7 +246,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import tests.test_store as t
 from lazyjax import costs
-from lazyjax.store import files, tiles
+from lazyjax.store import files, workers
 
 costs.RATES["cpu"] = costs.RATES["cpu"]._replace(disk=1e15)
 path, memory, where, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -263,17 +263,17 @@ def dies(module, name, after=False):
         return found
     setattr(module, name, counted)
 
-compute = tiles.compute_tile
+compute = workers.compute_tile
 def logged(*arguments):
     with open(path + ".log", "a") as file:
         file.write("tile\\n")
     return compute(*arguments)
-tiles.compute_tile = logged
+workers.compute_tile = logged
 dies(*{
     "features": (files, "write_features"),
-    "tile": (tiles, "write_tile"),
-    "mirror": (tiles, "_mirrored"),
-    "last": (tiles, "write_tile", True),
+    "tile": (workers, "write_tile"),
+    "mirror": (workers, "_mirrored"),
+    "last": (workers, "write_tile", True),
 }[where])
 t.store(path, memory=memory)
 """

@@ -4,9 +4,9 @@ import sys
 
 from benchmarks.large.case import draw
 from lazyjax import costs
-from lazyjax.store import kernel_store, tiles
+from lazyjax.store import kernel_store, workers
 
-COMPUTE = tiles.compute_tile
+COMPUTE = workers.compute_tile
 
 
 def main(n: int, memory: str, path: str, log: str) -> None:
@@ -15,7 +15,7 @@ def main(n: int, memory: str, path: str, log: str) -> None:
             file.write("tile\n")
         return COMPUTE(*arguments)
 
-    tiles.compute_tile = logged
+    workers.compute_tile = logged
     # as on a disk so fast that features are spilled: their files are interrupted too
     costs.RATES["cpu"] = costs.RATES["cpu"]._replace(disk=1e12)
     options = {"reduce": "none", "outputs": (0, 1, 2, 3), "tile": 200}

@@ -36,7 +36,7 @@ def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
     return j1.reshape(n, k * size) @ j2.reshape(m, k * size).T
 
 
-Pieces = list[list[jax.Array]]
+Triangle = list[list[jax.Array]]
 """Rows of blocks of a kernel; of a symmetric one, up to the diagonal."""
 
 
@@ -52,7 +52,7 @@ def _over_slices(
     other: Callable[[Any, slice], jax.Array] | None,
     slices: int,
     reduce: str,
-) -> Pieces:
+) -> Triangle:
     """Sum the products of slices of Jacobians, so that they are read while they are at hand.
 
     Functions give a slice of the Jacobians of some examples. `other=None` is `one` again: only the
@@ -61,7 +61,7 @@ def _over_slices(
     every = slice(None)
     n, k, _ = jax.eval_shape(lambda: one(0, every)).shape
 
-    def products(c: Any) -> Pieces:
+    def products(c: Any) -> Triangle:
         if other is not None:
             return [[_product(one(c, every), other(c, every), reduce)]]
         js = [one(c, part) for part in _parts(n, k, reduce)]
@@ -104,7 +104,7 @@ def symmetric(square: jax.Array, reduce: str) -> jax.Array:
     return flat.at[below].get(mode="promise_in_bounds").reshape(square.shape)
 
 
-def _whole(pieces: Pieces, reduce: str) -> jax.Array:
+def _whole(pieces: Triangle, reduce: str) -> jax.Array:
     """Put the pieces of a symmetric kernel together, each beside its mirror image."""
     axis = {"none": 2, "diagonal": 2}.get(reduce, 1)  # of the other examples
     rows = [
@@ -116,10 +116,10 @@ def _whole(pieces: Pieces, reduce: str) -> jax.Array:
 
 
 def summed(
-    shares: Iterable[tuple[int, Pieces]], reduce: str, *, mirror: bool
+    shares: Iterable[tuple[int, Triangle]], reduce: str, *, mirror: bool
 ) -> dict[int, jax.Array]:
     """Add up what belongs to the same leaf; `mirror` the kernel of a batch with itself."""
-    found: dict[int, Pieces] = {}
+    found: dict[int, Triangle] = {}
     for leaf, pieces in shares:
         found[leaf] = jax.tree.map(jnp.add, found[leaf], pieces) if leaf in found else pieces
     return {leaf: _whole(p, reduce) if mirror else p[0][0] for leaf, p in found.items()}
@@ -145,7 +145,7 @@ def _slice(array: jax.Array, c: Any, size: int, axis: int) -> jax.Array:
     return jnp.where(index + start >= c * size, taken, 0)
 
 
-def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Pieces:
+def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Triangle:
     """Contract two Jacobians (n, k, P) and (m, l, P), or one with itself.
 
     Returns
@@ -164,7 +164,7 @@ def of_jacobians(j1: jax.Array, j2: jax.Array | None, reduce: str) -> Pieces:
     return _over_slices(sliced(j1), None if j2 is None else sliced(j2), slices, reduce)
 
 
-def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
+def _formed(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Triangle:
     """Form the Jacobians slice by slice, over b and q, and multiply them."""
     n = f1.d.shape[0] + (0 if f2 is None else f2.d.shape[0])
     count, size = _slices(shape.q, n * shape.outputs * shape.p, f1.d.dtype.itemsize)
@@ -253,7 +253,7 @@ def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
     return found if reduce == "diagonal" else jnp.sum(found, 1)
 
 
-def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
+def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Triangle:
     """Multiply the Gram of a and that of d: N^2 S^2 (P + K^2 Q)."""
     f2 = f1 if f2 is None else f2
     found = _same_side(f1, f2, shape, reduce)
@@ -266,7 +266,7 @@ def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
     return [[found]]
 
 
-def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Pieces:
+def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Triangle:
     """Apply the Gram of a to d', then multiply by d: N^2 (S^2 (P + K Q) + S K^2 Q)."""
     f2 = f1 if f2 is None else f2
 
@@ -337,7 +337,7 @@ class Order(NamedTuple):
     """A row of `ORDERS`."""
 
     label: str  # in the table of `explain`
-    contract: Callable[[Any, Any, Any, str], Pieces]
+    contract: Callable[[Any, Any, Any, str], Triangle]
     cost: Callable[[Shape, str], Cost]
     admits: Callable[[Shape], bool]
     through_j: bool  # the parameters are cut, not the examples, and a symmetric kernel is halved

@@ -11,7 +11,7 @@ import jax
 
 from lazyjax.costs import ALIVE, operations, rates, results
 from lazyjax.factors import Plan, leaf_of
-from lazyjax.kernels.orders import ORDERS, Pieces, seconds, summed
+from lazyjax.kernels.orders import ORDERS, Triangle, seconds, summed
 from lazyjax.kernels.task import Task
 
 
@@ -34,7 +34,7 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
         for "trace" and "sum", here summed over the outputs.
     """
 
-    def shares() -> Iterator[tuple[int, Pieces]]:
+    def shares() -> Iterator[tuple[int, Triangle]]:
         for i in f1:
             shape = None
             if i >= 0:
@@ -49,7 +49,7 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
     return summed(shares(), reduce, mirror=f2 is None)
 
 
-class Work(NamedTuple):
+class PlanCost(NamedTuple):
     """What a plan costs."""
 
     seconds: float  # by the rates of the backend
@@ -58,7 +58,7 @@ class Work(NamedTuple):
     tiles: dict[str, float]  # of each order, numbers that a tile holds for a pair of examples
 
 
-def cost(plan: Plan, w: Any, task: Task) -> Work:
+def cost(plan: Plan, w: Any, task: Task) -> PlanCost:
     """Count what a plan costs."""
     jaxpr, itemsize = plan.jaxpr.jaxpr, plan.jaxpr.out_avals[0].dtype.itemsize
     rate = rates()
@@ -82,4 +82,4 @@ def cost(plan: Plan, w: Any, task: Task) -> Work:
         kept += mine + (task.outputs * shape.b * shape.q if shape.bias else 0)
         working += (mine + shape.factors) * itemsize if treatment.formed else 0
         tiles[order] = max(tiles.get(order, 0.0), out, own.tile)
-    return Work(time, kept * itemsize, working, tiles)
+    return PlanCost(time, kept * itemsize, working, tiles)

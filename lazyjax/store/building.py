@@ -18,11 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lazyjax import checks
 from lazyjax.kernels import COPIES, Call, check, check_batch_size, jobs, only_output
 from lazyjax.memory import bytes_of, format_bytes, too_little
-from lazyjax.store import files, recipe, tiles
+from lazyjax.store import files, recipe, workers
 from lazyjax.store.panels import OF_A_DEVICE, SMALLER, Plan, choose, dealt, grid_of
 from lazyjax.store.pieces import Pieces, compile_pieces
 from lazyjax.store.stored import StoredKernel, open_kernel
-from lazyjax.store.tiles import Hand, Work
+from lazyjax.store.workers import Hand, Work
 from lazyjax.types import ModelFunction, Params
 from lazyjax.verification import verified
 
@@ -266,8 +266,8 @@ def _write(
     timings = files.read_json(files.timings_file(path)) or {}
     with _bar(show, totals) as done:
         work = Work(path, array, plan, x, timings, done)
-        tiles.everywhere(tiles.spill, work, hands)
+        workers.everywhere(workers.spill, work, hands)
         _barrier("features")
-        tiles.everywhere(tiles.contract, work, hands)
-        tiles.save_timings(work)
+        workers.everywhere(workers.contract, work, hands)
+        workers.save_timings(work)
     _barrier("tiles")
