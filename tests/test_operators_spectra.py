@@ -5,7 +5,7 @@ import pytest
 from scipy.special import ndtr
 
 from lazyjax.operators.algebra import as_operator, operator
-from lazyjax.operators.lanczos import lanczos
+from lazyjax.operators.krylov import lanczos
 from lazyjax.operators.quadrature import inverse_trace, logdet, quadratures, trace
 from lazyjax.operators.solves import NotConverged
 from lazyjax.operators.spectra import spectral_density, top_eigenpairs

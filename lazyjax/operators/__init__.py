@@ -2,7 +2,7 @@
 
 from lazyjax.operators.algebra import KernelOperator, as_operator, operator
 from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
-from lazyjax.operators.lanczos import lanczos
+from lazyjax.operators.krylov import lanczos
 from lazyjax.operators.products import ntk_operator
 from lazyjax.operators.quadrature import Estimate, inverse_trace, logdet, trace
 from lazyjax.operators.solves import (

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from lazyjax import checks
 from lazyjax.norms import eigh, scale_of
 from lazyjax.operators.algebra import KernelOperator, operator
-from lazyjax.operators.lanczos import Tridiagonal, lanczos
+from lazyjax.operators.krylov import Tridiagonal, lanczos
 from lazyjax.operators.solves import Nystrom, nystrom, require_symmetric
 
 FIRST = 16  # steps of Lanczos at first; they double
