@@ -78,7 +78,7 @@ def test_a_view_has_the_entries_of_the_array(name):
 
 LOST = {
     "a sum": lambda w: w + 1.0,
-    "every second row": lambda w: w[::2],
+    "every second row": lambda w: lax.slice(w, (0, 0), (6, 4), (2, 1)),
     "a power": lambda w: w**2,
     "times zero": lambda w: 0.0 * w,
     "one over it": lambda w: 1.0 / w,
