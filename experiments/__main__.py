@@ -1,4 +1,4 @@
-"""`python -m experiments list | run NAME... | plot NAME... | report | table [FILE]`."""
+"""`python -m experiments list | run NAME... | plot NAME... | report | table [FILE...]`."""
 
 import argparse
 import signal
@@ -26,7 +26,7 @@ _ABOUT = """Run the experiments of the practical and look at their figures.
                          (run NAME --help shows them)
     plot NAME... | all   draw the figures again, without computing
     report               write the page with every figure again
-    table [FILE]         print the table of a README, or put it into FILE
+    table [FILE...]      print the table of a README, or put it into each FILE
 """
 
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     """Make the parser of what every command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
-        usage="python -m experiments list | run NAME... | plot NAME... | report | table [FILE]"
+        usage="python -m experiments list | run NAME... | plot NAME... | report | table [FILE...]"
         "  [options]",
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,9 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "list":
             _list(table, options.out, console)
         elif options.command == "table":
-            if options.names:
-                write_table(table, Path(options.names[0]))
-            else:
+            for name in options.names:
+                write_table(table, Path(name))
+            if not options.names:
                 print(table_of(table), end="")
         elif options.command == "report":
             runner.check_folder(options.out)

@@ -28,6 +28,5 @@ def write_table(experiments: Mapping[str, runner.Experiment], path: Path) -> Non
     before, head, after = text.partition(_HEAD)
     if not head:
         raise ValueError(f"`file` must have a table with the head {_HEAD!r}, got {path}. Write it.")
-    rows = re.match(r"(?:\|.*\n)*", after)
-    rest = after[rows.end() :] if rows else after
+    rest = re.sub(r"\A(?:\|.*\n)*", "", after)
     write_whole(path, (before + table_of(experiments) + rest).encode())

@@ -147,6 +147,7 @@ def test_the_explanation_says_what_the_method_makes_of_a_leaf(method, rule):
     assert {row.rule for row in rows.values()} == {rule}
     for name, row in rows.items():
         assert row.operations == 9 * np.prod(row.shape), name  # each pair of outputs
+        assert row.where.startswith("dot_general at "), name
 
 
 def test_a_weight_of_several_uses_and_of_scanned_layers_is_explained():

@@ -171,22 +171,24 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
         )
         for part, shape, kept in zip(found.parts, found.shapes, found.treatments, strict=True):
             order = ORDERS[kept.group]
-            cost = order.cost(shape, task.reduce).pair
-            enters = _uses(found, part, shape)
             assert part.leaf is not None  # a bias is a part of its own only where leaves are apart
-            if label:  # the method has no orders
-                _add(rows, _plain(named[part.leaf], enters, label, task))
-                if part.bias is not None:
-                    enters = "the bias of " + named[part.leaf][0]
-                    _add(rows, _plain(named[part.bias.leaf], enters, label, task))
-                continue
-            where = _where(found, part)
-            _add(rows, Leaf(*named[part.leaf], enters, order.label, cost, where))
+            own = Leaf(
+                *named[part.leaf],
+                enters=_uses(found, part, shape),
+                rule=order.label,
+                operations=order.cost(shape, task.reduce).pair,
+                where=_where(found, part),
+            )
+            every = [own]
             if part.bias is not None:
+                enters = "the bias of " + own.name
                 share = float(shape.q if order.through_j else shape.b * shape.s**2)
-                name, of = named[part.bias.leaf]
-                enters = "the bias of " + named[part.leaf][0]
-                _add(rows, Leaf(name, of, enters, "as that", share, where))
+                every.append(Leaf(*named[part.bias.leaf], enters, "as that", share, own.where))
+            for row in every:
+                if label:  # the method has no orders
+                    plain = _plain((row.name, row.shape), row.enters, label, task)
+                    row = plain._replace(where=row.where)
+                _add(rows, row)
         for leaf, why in found.structure.plain.items():
             _add(rows, _plain(named[leaf], why, label, task))
         for leaf in found.structure.unused:
