@@ -23,12 +23,10 @@ from lazyjax.laws import Law, descent, flow, require_stable
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of, widened
 from lazyjax.operators import (
-    KEEPS,
-    Arrays,
     KernelOperator,
     NotConverged,
     Nystrom,
-    Setting,
+    by_evaluation,
     lanczos,
     require_symmetric,
     solve,
@@ -318,9 +316,12 @@ def kernel_regression(
 def _moved(f: Partial, params0: Params, x: Any, c: jax.Array, *, size: int) -> Params:
     """Compute params0 + J^T c, so many examples at once."""
     w, structure = jax.tree.flatten(params0)
-    setting = Setting((True,) * len(w), "none", "nothing", size, 0, "highest")
-    one = jax.tree.map(lambda a: a[:1], x)
-    maps = KEEPS[setting.keep].maps(Arrays(f, params0, None, one), x, setting)
+
+    def function(w: list[jax.Array], x: Any) -> jax.Array:
+        (y,) = jax.tree.leaves(widened(f(structure.unflatten(w), x)))
+        return y.reshape(y.shape[0], -1)
+
+    maps = by_evaluation(function, w, x, block=size)
     pull = plain_convolutions(lambda c: maps.pull(c, None))
     moved = pull(c.reshape(1, c.shape[0], -1))
     return structure.unflatten([a + b[0] for a, b in zip(w, moved, strict=True)])

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from lazyjax import checks, factors
 from lazyjax.blocks import in_close_blocks
 from lazyjax.factors import Factors, Shape, bias_jacobian, jacobian_of
-from lazyjax.kernels import check, ntk, only_output
+from lazyjax.kernels import Request, check, jobs, kernels, only_output
 from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params
 
@@ -129,24 +128,14 @@ def _way(shape: Shape, dimension: int) -> _Way:
     return GRADIENT if formed < transforms else FACTORS
 
 
-@partial(jax.jit, static_argnames=("dimension", "wrt", "precision"))
-def _features(
-    key: jax.Array,
-    f: Partial,
-    params: Params,
-    x: Any,
-    outputs: Any,
-    *,
-    dimension: int,
-    wrt: tuple[bool, ...],
-    precision: str,
-) -> jax.Array:
+@partial(jax.jit, static_argnames="dimension")
+def _features(key: jax.Array, request: Request, *, dimension: int) -> jax.Array:
     """Compute the features (N, K, dimension), block by block and part by part."""
-    model = factors.model_of(f, params, x, wrt, leaf=0, outputs=outputs, summed=False)
-    factors.require_reverse(model, "a sketch of its kernel")
+    (job,) = jobs(request)
+    model = factors.require_reverse(job.model, "a sketch of its kernel")
     plan = factors.plan(model.jaxpr, len(model.w), lambda shape: factors.FACTORS, apart=False)
     made = partial(factors.features, plan, model.w)
-    like = jax.eval_shape(made, jax.tree.map(lambda a: jnp.asarray(a)[:1], x))
+    like = jax.eval_shape(made, jax.tree.map(lambda a: jnp.asarray(a)[:1], request.x1))
     pairs, plain = like.get("factors", {}), like.get("jacobian", {})
     shapes = {i: plan.shapes[i]._replace(b=own.d.shape[2]) for i, own in pairs.items()}
     dtype = model.jaxpr.out_avals[0].dtype
@@ -172,8 +161,8 @@ def _features(
         shares += [_sketched(rest[i], found["jacobian"][i], dimension) for i in rest]
         return sum(shares[1:], shares[0])
 
-    with jax.default_matmul_precision(precision):
-        return in_close_blocks(of_block, x, plan.jaxpr)
+    with request.options.in_force():
+        return in_close_blocks(of_block, request.x1, plan.jaxpr)
 
 
 @in_any_program()
@@ -241,34 +230,16 @@ def sketch(
     """
     checks.whole("dimension", dimension, least=1)
     checks.whole("pairs", pairs, least=1)
-    call = check(
-        f,
-        params,
-        x,
-        None,
-        reduce="none",
-        wrt=wrt,
-        outputs=outputs,
-        precision=precision,
-    )
-    out, _ = only_output(call, "a sketch")
+    request = check(f, params, x, wrt=wrt, outputs=outputs, precision=precision)
+    out, _ = only_output(request, "a sketch")
     hash_key, pair_key = jax.random.split(key)
-    z = _features(
-        hash_key,
-        call.f,
-        params,
-        x,
-        call.outputs,
-        dimension=dimension,
-        wrt=call.options.wrt,
-        precision=precision,
-    )
-    n = z.shape[0]
+    z = _features(hash_key, request, dimension=dimension)
+    n = request.n1
     side = min(math.ceil(pairs**0.5), max(1, n // 2))
     chosen = jax.random.permutation(pair_key, n)
     one, other = (chosen[:side], chosen[side : 2 * side]) if n > 1 else (chosen, chosen)
     x1, x2 = (jax.tree.map(lambda a, i=i: jnp.asarray(a)[i], x) for i in (one, other))
-    exact = ntk(f, params, x1, x2, wrt=wrt, outputs=outputs, precision=precision)
+    (exact,) = jax.tree.leaves(kernels(request.of(x1, x2)))
     exact = exact.reshape(*exact.shape[:2], z.shape[1], z.shape[1])
     found = jnp.einsum("nkd,mld->nmkl", z[one], z[other], precision=precision)
     error, standard_error = _error(np.asarray(found), np.asarray(exact))

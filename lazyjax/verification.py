@@ -7,18 +7,18 @@ it is: nothing of the kernel engine, no derivative of a single example, no Jacob
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from lazyjax.derivatives import linearization
 from lazyjax.equations import epsilon
 from lazyjax.factors import require_reverse
-from lazyjax.kernels import Call, Options, check, explanation, jobs, kernels
+from lazyjax.kernels import Request, check, explanation, jobs, kernels
 from lazyjax.leaves import path_of, split
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import scaled, widened
@@ -93,35 +93,25 @@ def _inner(one: list[jax.Array], other: list[jax.Array]) -> jax.Array:
     return jnp.stack(sums)
 
 
-@partial(jax.jit, static_argnames=("leaf", "wrt", "reduce", "precision"))
-def _by_products(
-    f: Partial,
-    params: Params,
-    x1: Any,
-    x2: Any | None,
-    outputs: Any,
-    u: jax.Array,
-    v: jax.Array,
-    *,
-    leaf: int,
-    wrt: tuple[bool, ...],
-    reduce: str,
-    precision: str,
-) -> _Products:
-    w, rebuild = split(params, wrt)
+@partial(jax.jit, static_argnames="leaf")
+def _by_products(request: Request, u: jax.Array, v: jax.Array, *, leaf: int) -> _Products:
+    w, rebuild = split(request.params, request.options.wrt)
+    x1, x2 = request.x1, request.x1 if request.x2 is None else request.x2
 
     def of_batch(x: Any, w: list[jax.Array]) -> jax.Array:
-        y = widened(jax.tree.leaves(f(rebuild(w), x))[leaf])
+        y = widened(jax.tree.leaves(request.f(rebuild(w), x))[leaf])
         y = y.reshape(y.shape[0], -1)
-        return y if outputs is None else y[:, outputs]
+        return y if request.outputs is None else y[:, request.outputs]
 
     def pull(x: Any, probe: jax.Array) -> list[jax.Array]:
         y, pullback = jax.vjp(partial(of_batch, x), w)
-        every = _directions(reduce, probe[:, : y.shape[1]].astype(y.dtype), y.shape[1])
+        every = _directions(
+            request.options.reduce, probe[:, : y.shape[1]].astype(y.dtype), y.shape[1]
+        )
         return jax.vmap(lambda one: pullback(one)[0])(every)
 
-    with jax.default_matmul_precision(precision):
-        left, right = pull(x1, u), pull(x1 if x2 is None else x2, v)
+    with request.options.in_force():
+        left, right = pull(x1, u), pull(x2, v)
         _, push = linearization(partial(of_batch, x1), w)
         # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
         pushed = jax.vmap(partial(scaled, push))(jax.lax.optimization_barrier(right))
@@ -133,11 +123,9 @@ def _by_products(
     )
 
 
-@partial(jax.jit, static_argnames="options")
-def _whole_and_leaves(*arrays: Any, options: Options) -> Any:
-    return tuple(
-        kernels(*arrays, options=options._replace(per_leaf=apart)) for apart in (False, True)
-    )
+@jax.jit
+def _whole_and_leaves(request: Request) -> Any:
+    return kernels(request.having(per_leaf=False)), kernels(request.having(per_leaf=True))
 
 
 def _flat(kernel: Any, reduce: str) -> np.ndarray:
@@ -267,7 +255,7 @@ def verify(
     >>> found.whole.error <= found.whole.tolerance
     True
     """
-    call = check(
+    request = check(
         f,
         params,
         x1,
@@ -279,21 +267,24 @@ def verify(
         batch_size=batch_size,
         precision=precision,
     )
-    return verified(call, seed=seed)
+    return verified(request, seed=seed)
 
 
-def verified(call: Call, *, seed: int = 0) -> Verification:
-    """Check the kernel of a call, as `verify` does."""
-    every = jobs(call)
+def verified(request: Request, *, seed: int = 0) -> Verification:
+    """Check the kernel of a request, as `verify` does."""
+    every = jobs(request)
     for job in every:
         require_reverse(job.model, "a check by products")
-    whole, apart = _whole_and_leaves(*call.arrays, options=call.options)
-    moving = zip(jax.tree_util.tree_leaves_with_path(call.params), call.options.wrt, strict=True)
+    whole, apart = _whole_and_leaves(request)
+    leaves = jax.tree_util.tree_leaves_with_path(request.params)
+    moving = zip(leaves, request.options.wrt, strict=True)
     names = [path_of(path) or "w" for (path, _), moves in moving if moves]
     of_outputs = np.asarray(range(len(every) * len(names))).reshape(len(every), -1)
     apart = jax.tree.leaves(apart)
     found = [
-        _of_output(call, number, kernel, [apart[i] for i in of_outputs[number]], seed)
+        _of_output(
+            request, number, every[number].out, kernel, [apart[i] for i in of_outputs[number]], seed
+        )
         for number, kernel in enumerate(jax.tree.leaves(whole))
     ]
     result = Verification(
@@ -302,7 +293,7 @@ def verified(call: Call, *, seed: int = 0) -> Verification:
     )
     wrong = [name for name, check in result.leaves.items() if _excess(check) > 1]
     if wrong or _excess(result.whole) > 1:
-        raise WrongKernel(_message(call, result, wrong), result)
+        raise WrongKernel(_message(request, result, wrong), result)
     return result
 
 
@@ -314,36 +305,28 @@ def _excess(check: Check) -> float:
     return ratio if np.isfinite(ratio) else np.inf
 
 
-def _coarsest(call: Call) -> float:
+def _coarsest(request: Request) -> float:
     """Give the epsilon of the coarsest floats on the way, the parameters' own among them."""
-    model = jax.make_jaxpr(lambda f, params, x: f(params, x))(call.f, call.params, call.x1)
-    exact = call.options.precision in ("highest", "float32") or jax.default_backend() == "cpu"
-    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(call.params)}
+    model = jax.make_jaxpr(lambda own: own.f(own.params, own.x1))(request)
+    exact = request.options.precision in ("highest", "float32") or jax.default_backend() == "cpu"
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(request.params)}
     own = [float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.floating)]
     return max(epsilon(model.jaxpr), *own, 0.0 if exact else 2.0**-10)
 
 
 def _of_output(
-    call: Call, leaf: int, kernel: Any, leaves: list[Any], seed: int
+    request: Request, leaf: int, out: tuple[int, ...], kernel: Any, leaves: list[Any], seed: int
 ) -> tuple[Check, list[Check]]:
     """Check the kernel of one output array: the whole, and each leaf of the parameters."""
-    reduce, rng = call.options.reduce, np.random.default_rng([seed, leaf])
+    reduce, rng = request.options.reduce, np.random.default_rng([seed, leaf])
     kernel, leaves = _flat(kernel, reduce), [_flat(own, reduce) for own in leaves]
-    (shape,) = {job.out for job in jobs(call)[leaf : leaf + 1]}
-    n, m, outputs = *kernel.shape[:2], math.prod(shape)
+    n, m, outputs = *kernel.shape[:2], math.prod(out)
     u, v = (rng.standard_normal((k, outputs)).astype(np.float32) for k in (n, m))
-    products = partial(
-        _by_products,
-        leaf=leaf,
-        wrt=call.options.wrt,
-        reduce=reduce,
-        precision=call.options.precision,
-    )
-    f, params, *rest = call.arrays
-    eps = _coarsest(call)
+    plain = request.having(method="auto", batch_size=None)  # the same products for all of these
+    eps = _coarsest(request)
     slack = _HALF if eps > float(jnp.finfo(jnp.float32).eps) else _SINGLE
-    near = _perturbed(params, rng, slack.step)
-    here, near = (products(f, p, *rest, u, v) for p in (params, near))
+    changed = replace(plain, params=_perturbed(request.params, rng, slack.step))
+    here, near = (_by_products(own, u, v, leaf=leaf) for own in (plain, changed))
 
     image, pushed = _image(kernel, reduce, v.astype(float)), _pushed(here, reduce)
     size = float(np.linalg.norm(kernel) * np.linalg.norm(v)) or 1.0
@@ -366,27 +349,15 @@ def _of_output(
     return whole, [_largest(*own) for own in zip(errors, allowed, sizes, strict=True)]
 
 
-def _message(call: Call, found: Verification, wrong: list[str]) -> str:
+def _message(request: Request, found: Verification, wrong: list[str]) -> str:
     """Say which leaves are wrong, and how they were treated."""
-    options = call.options
     if not wrong:
         return (
             "the kernel of all leaves must be that of products with the Jacobian to "
             f"{found.whole.tolerance:.1e}, got {found.whole.error:.1e}, with every leaf right by "
             "itself. Use per_leaf=True and add up, or another `method`, and report this model."
         )
-    rows = {
-        row.name: row
-        for row in explanation(
-            call.f,
-            call.params,
-            call.x1,
-            reduce=options.reduce,
-            method=options.method,
-            wrt=jax.tree.structure(call.params).unflatten(options.wrt),
-            outputs=call.outputs,
-        )
-    }
+    rows = {row.name: row for row in explanation(request.of(request.x1))}
     texts = []
     for name in wrong:
         check, row = found.leaves[name], rows[name]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from lazyjax import costs
 from lazyjax.kernels import METHODS, check, estimate, explain, ntk
 from lazyjax.kernels.budgets import fit, peak
 from lazyjax.kernels.estimates import explanation
@@ -31,28 +32,21 @@ def model(params, x):
     return h.mean(1) @ params["c"]
 
 
-def call_of(x1=X1, x2=X2, method="auto", reduce="none"):
-    return check(
-        model, PARAMS, x1, x2, reduce=reduce, method=method, wrt=None, per_leaf=False,
-        outputs=None, batch_size=None, precision="highest",
-    )  # fmt: skip # to be read as a table
-
-
 @pytest.mark.parametrize(
     ("method", "x2"), [("structured_derivatives", X2), ("jacobian_contraction", None)]
 )
 def test_a_budget_is_kept_to_and_changes_only_rounding(method, x2):
     whole = ntk(model, PARAMS, X1, x2, method=method)
-    call = call_of(x2=x2, method=method)
-    free = peak(call, call.options)
+    request = check(model, PARAMS, X1, x2, method=method)
+    free = peak(request)
     levels = set()
     for share in (1.0, 0.6, 0.4):
         try:
-            fitted = fit(call, int(share * free))
+            fitted = fit(request, int(share * free))
         except ValueError:
             continue
         levels.add(fitted.options.level)
-        assert peak(fitted, fitted.options) <= share * free
+        assert peak(fitted) <= share * free
         found = ntk(model, PARAMS, X1, x2, method=method, memory=int(share * free))
         assert found.shape == whole.shape
         np.testing.assert_allclose(found, whole, rtol=1e-11, atol=1e-11 * np.abs(whole).max())
@@ -97,7 +91,7 @@ def test_amounts_of_memory_are_read(text, size):
 )
 def test_what_is_no_amount_of_memory_is_refused(memory, error, message):
     with pytest.raises(error, match=message):
-        fit(call_of(), memory)
+        fit(check(model, PARAMS, X1, X2), memory)
 
 
 def test_the_estimate_of_each_method_is_what_xla_says_of_it_and_its_operations_grow():
@@ -124,9 +118,13 @@ def test_a_while_loop_has_an_estimate_for_the_method_in_forward_mode_alone():
     assert set(estimate(f, normal(0, 4, 4), normal(1, 3, 4))) == {"jacobian_contraction"}
 
 
+def rows_of(f, params, x, **options):
+    return {row.name: row for row in explanation(check(f, params, x, **options))}
+
+
 def test_the_explanation_has_a_row_for_each_leaf_that_says_how_it_enters():
     params = {**PARAMS, "scale": jnp.ones((1, 3)), "unused": jnp.ones(2), "steps": jnp.arange(2)}
-    rows = {row.name: row for row in explanation(lambda p, x: model(p, x) * p["scale"], params, X1)}
+    rows = rows_of(lambda p, x: model(p, x) * p["scale"], params, X1)
     assert set(rows) == set(params)
     assert rows["a"].enters == "matrix product, 5 positions"
     assert rows["bias"].enters == "the bias of b"
@@ -143,7 +141,7 @@ def test_the_explanation_has_a_row_for_each_leaf_that_says_how_it_enters():
     ],
 )
 def test_the_explanation_says_what_the_method_makes_of_a_leaf(method, rule):
-    rows = {row.name: row for row in explanation(model, PARAMS, X1, method=method)}
+    rows = rows_of(model, PARAMS, X1, method=method)
     assert {row.rule for row in rows.values()} == {rule}
     for name, row in rows.items():
         assert row.operations == 9 * np.prod(row.shape), name  # each pair of outputs
@@ -155,10 +153,9 @@ def test_a_weight_of_several_uses_and_of_scanned_layers_is_explained():
         h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["stack"])[0]
         return jnp.tanh(h @ p["tied"]) @ p["tied"].T
 
-    rows = explanation(f, {"stack": normal(0, 3, 4, 4), "tied": normal(1, 4, 2)}, normal(2, 3, 4))
-    found = {row.name: row.enters for row in rows}
-    assert found["stack"] == "matrix product, 3 in parallel"
-    assert found["tied"] == "matrix product, 2 times, 1 of them transposed"
+    rows = rows_of(f, {"stack": normal(0, 3, 4, 4), "tied": normal(1, 4, 2)}, normal(2, 3, 4))
+    assert rows["stack"].enters == "matrix product, 3 in parallel"
+    assert rows["tied"].enters == "matrix product, 2 times, 1 of them transposed"
 
 
 def test_the_table_is_printed_and_says_that_arrays_of_f_are_constants(capsys):
@@ -168,3 +165,18 @@ def test_the_table_is_printed_and_says_that_arrays_of_f_are_constants(capsys):
     printed = capsys.readouterr().out
     assert "constants (batch statistics" in printed
     assert all(name in printed for name in PARAMS)
+
+
+def test_a_changed_table_of_rates_is_seen_for_shapes_that_were_planned_before(monkeypatch):
+    def ways():
+        methods = list(estimate(model, PARAMS, X1, X2))
+        return methods, str(jax.make_jaxpr(lambda x: ntk(model, PARAMS, x))(X1))
+
+    before = ways()
+    slow_products = costs.RATES["cpu"]._replace(products=1.0, cache=2**10)
+    monkeypatch.setitem(costs.RATES, "cpu", slow_products)
+    methods, program = ways()
+    assert methods[0] != before[0][0]
+    assert program != before[1]
+    monkeypatch.undo()
+    assert ways() == before

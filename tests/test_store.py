@@ -228,11 +228,7 @@ def test_what_was_interrupted_goes_on_with_what_is_recorded(tmp_path, log, monke
 
 @pytest.mark.parametrize("order", ["jacobian", "apply"])
 def test_the_orders_that_are_recorded_are_taken(order):
-    options = {"reduce": "trace", "method": "auto", "wrt": None, "outputs": None}
-    call = check(
-        model, PARAMS, X1, None, per_leaf=False, batch_size=None, precision="highest", **options
-    )
-    (job,) = jobs(call)
+    (job,) = jobs(check(model, PARAMS, X1, reduce="trace"))
     engine = METHODS["structured_derivatives"].engine
     free = [own for _, own in engine(job.model, X1, job.task).orders]
     assert free != [order] * 3

@@ -17,29 +17,19 @@ def make(task: dict) -> Contender:
     def measure() -> dict:
         fastest = next(iter(estimate(f, params, x1, x2).values())).memory
         budget = int(task["share"] * fastest)
-        call = check(
-            f,
-            params,
-            x1,
-            x2,
-            reduce=task["reduce"],
-            wrt=None,
-            outputs=None,
-            precision="highest",
-        )
         try:
-            call = fit(call, budget)
+            request = fit(check(f, params, x1, x2, reduce=task["reduce"]), budget)
         except ValueError as error:
             return {"budget": budget / 2**20, "refused": str(error).split(" for this")[0]}
-        compiled = kernels.lower(*call.arrays, options=call.options).compile()
+        compiled = kernels.lower(request).compile()
         inputs = sum(leaf.nbytes for leaf in jax.tree.leaves((params, x1, x2))) / 2**20
-        process = inputs + growth(lambda: jax.block_until_ready(compiled(*call.arrays)))
-        xla = peak(call, call.options) / 2**20
+        process = inputs + growth(lambda: jax.block_until_ready(compiled(request)))
+        xla = peak(request) / 2**20
         return {
             "budget": budget / 2**20,
             "xla": xla,
             "process": process,
-            "options": str(call.options),
+            "options": str(request.options),
         }
 
     return Contender(

@@ -4,7 +4,7 @@ from lazyjax.kernels.computation import Job, engine_of, finished, jobs, kernels,
 from lazyjax.kernels.empirical import matrix, ntk
 from lazyjax.kernels.estimates import Estimate, estimate, explain, explanation
 from lazyjax.kernels.methods import METHODS, Engine
-from lazyjax.kernels.request import Call, Options, check, check_batch_size, only_output
+from lazyjax.kernels.request import Options, Request, check, check_batch_size, only_output
 from lazyjax.kernels.task import COPIES, REDUCTIONS
 from lazyjax.kernels.tiles import choose_blocks, contract, features
 
@@ -12,11 +12,11 @@ __all__ = [
     "COPIES",
     "METHODS",
     "REDUCTIONS",
-    "Call",
     "Engine",
     "Estimate",
     "Job",
     "Options",
+    "Request",
     "check",
     "check_batch_size",
     "choose_blocks",

@@ -2,52 +2,55 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
-from lazyjax import checks
-from lazyjax.factors import Model, model_of, output_shapes
+from lazyjax.factors import Model, model_of
 from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
-from lazyjax.kernels.request import Call, Options
+from lazyjax.kernels.request import Request
 from lazyjax.kernels.task import COPIES, Task
 from lazyjax.kernels.tiles import assemble, choose_blocks, passes
-from lazyjax.types import Params
 
 
 class Job(NamedTuple):
     """The kernel of one leaf of the outputs."""
 
-    shape: Any  # of the outputs of an example, and their dtype
+    shape: jax.ShapeDtypeStruct  # of the outputs of an example, and their dtype
     out: tuple[int, ...]  # those that are asked for
     model: Model
     task: Task
 
 
-def jobs(call: Call) -> list[Job]:
+def jobs(request: Request) -> list[Job]:
     """Give what is to be computed for each leaf of the outputs."""
-    f, params, x1, x2, outputs, options = call
+    options, outputs = request.options, request.outputs
     summed = options.reduce == "sum"
-    n1 = checks.batch("x1", x1)
-    n2 = n1 if x2 is None else checks.batch("x2", x2)
-    found = []
-    for leaf, shape in enumerate(jax.tree.leaves(output_shapes(f, params, x1))):
+
+    def job(leaf: int, shape: jax.ShapeDtypeStruct) -> Job:
         out = shape.shape if outputs is None else outputs.shape
-        model = model_of(f, params, x1, options.wrt, leaf=leaf, outputs=outputs, summed=summed)
+        model = model_of(
+            request.f,
+            request.params,
+            request.x1,
+            options.wrt,
+            leaf=leaf,
+            outputs=outputs,
+            summed=summed,
+        )
         task = Task(
-            n1=n1,
-            n2=n2,
-            symmetric=x2 is None,
+            n1=request.n1,
+            n2=request.n2,
+            symmetric=request.x2 is None,
             outputs=1 if summed else math.prod(out),
             reduce=options.reduce,
             apart=options.per_leaf,
-            passes=passes(n1, options.batch_size, options.level),
+            passes=passes(request.n1, options.batch_size, options.level),
         )
-        found.append(Job(shape, out, model, task))
-    return found
+        return Job(shape, out, model, task)
+
+    return [job(*output) for output in enumerate(request.shapes)]
 
 
 def name_of(job: Job, x1: Any, method: str) -> str:
@@ -88,25 +91,21 @@ def whole(found: Kernels, job: Job, leaf: int) -> jax.Array:
     return found[leaf].reshape(full) if leaf in found else jnp.zeros(full, job.shape.dtype)
 
 
-def _kernel(job: Job, call: Call) -> Any:
+def _kernel(job: Job, request: Request) -> Any:
     """Compute the kernel of one output leaf, whole or a tree of its leaves."""
-    task, options = job.task, call.options
-    engine = finished(engine_of(job, call.x1, options.method), math.prod(job.out))
+    task, options = job.task, request.options
+    engine = finished(engine_of(job, request.x1, options.method), math.prod(job.out))
     blocks = choose_blocks(engine, task, options.batch_size, options.level)
-    found = assemble(engine, task, call.x1, call.x2, blocks)
+    found = assemble(engine, task, request.x1, request.x2, blocks)
     if not options.per_leaf:
         return whole(found, job, -1)
     numbers = iter(range(sum(options.wrt)))
     kernels = [whole(found, job, next(numbers)) if moves else None for moves in options.wrt]
-    return jax.tree.structure(call.params).unflatten(kernels)
+    return jax.tree.structure(request.params).unflatten(kernels)
 
 
-@partial(jax.jit, static_argnames="options")
-def kernels(
-    f: Partial, params: Params, x1: Any, x2: Any | None, outputs: Any, *, options: Options
-) -> Any:
+@jax.jit
+def kernels(request: Request) -> Any:
     """Compute the kernel of each leaf of the outputs."""
-    call = Call(f, params, x1, x2, outputs, options)
-    with jax.default_matmul_precision(options.precision):
-        structure = jax.tree.structure(output_shapes(f, params, x1))
-        return structure.unflatten([_kernel(job, call) for job in jobs(call)])
+    with request.options.in_force():
+        return request.tree.unflatten([_kernel(job, request) for job in jobs(request)])

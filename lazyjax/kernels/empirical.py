@@ -128,7 +128,7 @@ def ntk(
     >>> ntk(f, jnp.ones((2, 3)), x).shape
     (2, 2, 3, 3)
     """
-    call = check(
+    request = check(
         f,
         params,
         x1,
@@ -142,8 +142,8 @@ def ntk(
         precision=precision,
     )
     if memory is not None:
-        call = fit(call, memory)
-    return kernels(*call.arrays, options=call.options)
+        request = fit(request, memory)
+    return kernels(request)
 
 
 def matrix(kernel: jax.Array) -> jax.Array:

@@ -9,14 +9,13 @@ from jax.extend.source_info_util import summarize
 from rich.console import Console
 from rich.table import Table
 
-from lazyjax import checks
 from lazyjax.equations import settings
 from lazyjax.factors import RULES, Part, Plan, Shape, plan
 from lazyjax.kernels.budgets import candidates, counted, peak
 from lazyjax.kernels.computation import jobs, name_of
 from lazyjax.kernels.methods import METHODS
 from lazyjax.kernels.orders import ORDERS, cheapest_order, treatment
-from lazyjax.kernels.request import check
+from lazyjax.kernels.request import Request, check
 from lazyjax.kernels.task import Task
 from lazyjax.leaves import path_of
 from lazyjax.meshes import in_any_program
@@ -82,7 +81,7 @@ def estimate(
     >>> list(estimate(f, jnp.ones((2, 3)), jnp.ones((4, 2))))[0]
     'structured_derivatives'
     """
-    call = check(
+    request = check(
         f,
         params,
         x1,
@@ -94,8 +93,8 @@ def estimate(
         batch_size=batch_size,
         precision=precision,
     )
-    each = (call.options._replace(method=candidate.name) for candidate in candidates(call))
-    return {own.method: Estimate(counted(call, own), peak(call, own)) for own in each}
+    each = {method.name: request.having(method=method.name) for method in candidates(request)}
+    return {name: Estimate(counted(own), peak(own)) for name, own in each.items()}
 
 
 class Leaf(NamedTuple):
@@ -137,28 +136,24 @@ def _equation(jaxpr: Any, place: tuple[int, ...]) -> Any:
     return _equation(settings(equation).body.jaxpr, place[1:])
 
 
-def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> list[Leaf]:
+def explanation(request: Request) -> list[Leaf]:
     """Give the rows of `explain`."""
-    defaults = {"reduce": "none", "wrt": None, "outputs": None, "method": "auto"}
-    call = check(
-        f,
-        params,
-        x,
-        None,
-        precision="highest",
-        **(defaults | options),
-    )
+    with request.options.in_force():
+        return _explanation(request)
+
+
+def _explanation(request: Request) -> list[Leaf]:
     rows: dict[str, Leaf] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(request.params)
     named = [
         (path_of(path) or "w", leaf.shape)
-        for (path, leaf), moves in zip(leaves, call.options.wrt, strict=True)
+        for (path, leaf), moves in zip(leaves, request.options.wrt, strict=True)
         if moves
     ]
-    for job in jobs(call):
+    for job in jobs(request):
         itemsize = job.shape.dtype.itemsize
         task = job.task
-        label = METHODS[name_of(job, x, call.options.method)].label
+        label = METHODS[name_of(job, request.x1, request.options.method)].label
         if not job.model.reverse:
             for leaf in range(len(named)):
                 _add(rows, _plain(named[leaf], "forward mode only", label, task))
@@ -193,7 +188,7 @@ def explanation(f: ModelFunction, params: Params, x: Any, **options: Any) -> lis
             _add(rows, _plain(named[leaf], why, label, task))
         for leaf in found.structure.unused:
             _add(rows, Leaf(*named[leaf], "not at all", "zero", 0.0))
-    for (path, leaf), moves in zip(leaves, call.options.wrt, strict=True):
+    for (path, leaf), moves in zip(leaves, request.options.wrt, strict=True):
         if not moves:
             _add(rows, Leaf(path_of(path) or "w", leaf.shape, "", "constant", 0.0))
     return list(rows.values())
@@ -268,7 +263,8 @@ def explain(
     The kernel, leaf by leaf...
     ...
     """
-    rows = explanation(f, params, x, reduce=reduce, method=method, wrt=wrt, outputs=outputs)
+    request = check(f, params, x, reduce=reduce, method=method, wrt=wrt, outputs=outputs)
+    rows = explanation(request)
     whole = sum(row.operations for row in rows) or 1.0
     table = Table(title="The kernel, leaf by leaf", title_justify="left")
     for column in ("leaf", "shape", "enters by", "rule"):
@@ -279,5 +275,5 @@ def explain(
         table.add_row(row.name, shape, row.enters, row.rule, f"{row.operations / whole:.0%}")
     console = Console()
     console.print(table)
-    if jax.tree.leaves(checks.model_function(f)):
+    if jax.tree.leaves(request.f):
         console.print("Arrays that f holds itself are constants (batch statistics, for one).")

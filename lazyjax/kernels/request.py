@@ -1,7 +1,9 @@
-"""What is asked for: the arguments of `ntk`, checked before any work."""
+"""What is asked for: the arguments of `ntk`, checked once, in one record that travels whole."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from lazyjax import checks
+from lazyjax.costs import Rates, rates, using
 from lazyjax.factors import output_shapes
 from lazyjax.independence import check_examples
 from lazyjax.kernels.methods import METHODS
@@ -18,7 +21,9 @@ from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
 
 
-def chosen_outputs(outputs: Sequence[int] | jax.Array | None, out: Any) -> np.ndarray | None:
+def chosen_outputs(
+    outputs: Sequence[int] | jax.Array | None, shapes: Sequence[jax.ShapeDtypeStruct]
+) -> np.ndarray | None:
     """Check the indices of outputs against every leaf."""
     if outputs is None:
         return None
@@ -35,7 +40,7 @@ def chosen_outputs(outputs: Sequence[int] | jax.Array | None, out: Any) -> np.nd
         )
     if not np.issubdtype(index.dtype, np.integer):
         raise TypeError(f"`outputs` must be whole numbers, got {index.dtype}. Use indices.")
-    size = min(math.prod(leaf.shape) for leaf in jax.tree.leaves(out))
+    size = min(math.prod(leaf.shape) for leaf in shapes)
     wrong = sorted({int(i) for i in index if not 0 <= i < size})
     if wrong:
         raise ValueError(
@@ -94,7 +99,7 @@ def check_precision(precision: str) -> None:
 
 
 class Options(NamedTuple):
-    """What is asked for: static, so that a call with the same options compiles nothing new."""
+    """What is asked for beside arrays: with the same options nothing is compiled anew."""
 
     reduce: str
     method: str
@@ -102,39 +107,61 @@ class Options(NamedTuple):
     per_leaf: bool
     batch_size: tuple[int, int] | None
     precision: str
+    rates: Rates  # by which method, orders and blocks are chosen
     level: int = 0  # how much memory is saved, as in `tiles.choose_blocks`
 
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Decide by these rates, and multiply in this precision, inside the `with` block."""
+        with using(self.rates), jax.default_matmul_precision(self.precision):
+            yield
 
-class Call(NamedTuple):
-    """The arguments of a call, checked: `kernels(*arrays, options=options)`."""
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked for, checked: a pytree of arrays, and static what they are to become."""
 
     f: Partial
     params: Params
     x1: Any
     x2: Any | None
-    outputs: Any
-    options: Options
+    outputs: jax.Array | np.ndarray | None  # indices; None: all
+    options: Options = field(metadata={"static": True})
+    tree: Any = field(metadata={"static": True})  # of what f gives
+    shapes: tuple[jax.ShapeDtypeStruct, ...] = field(metadata={"static": True})  # for one example
 
     @property
-    def arrays(self) -> tuple[Any, ...]:
-        """What is traced."""
-        return self[:-1]
+    def n1(self) -> int:
+        return checks.batch("x1", self.x1)
+
+    @property
+    def n2(self) -> int:
+        return self.n1 if self.x2 is None else checks.batch("x2", self.x2)
+
+    def of(self, x1: Any, x2: Any | None = None) -> "Request":
+        """Ask the same of other examples."""
+        return replace(self, x1=x1, x2=x2)
+
+    def having(self, **options: Any) -> "Request":
+        """Ask for the same with other options."""
+        return replace(self, options=self.options._replace(**options))
 
 
 def check(
     f: ModelFunction,
     params: Params,
     x1: Any,
-    x2: Any | None,
+    x2: Any | None = None,
     *,
-    reduce: str,
-    wrt: Any,
-    outputs: Sequence[int] | None,
-    precision: str,
+    reduce: str = "none",
+    wrt: Any = None,
+    outputs: Sequence[int] | None = None,
+    precision: str = "highest",
     method: str = "auto",
     per_leaf: bool = False,
     batch_size: int | tuple[int, int] | None = None,
-) -> Call:
+) -> Request:
     """Check the arguments of `ntk`, before any work."""
     f = checks.model_function(f)
     checks.one_of("reduce", reduce, REDUCTIONS)
@@ -145,21 +172,24 @@ def check(
         checks.batch("x2", x2)
         same_examples(x1, x2)
     mask = differentiated(params, wrt)
-    options = Options(reduce, method, mask, per_leaf, check_batch_size(batch_size), precision)
+    batch_size = check_batch_size(batch_size)
+    options = Options(reduce, method, mask, per_leaf, batch_size, precision, rates())
     f = as_it_is(f, params, one_example(x1))
-    index = chosen_outputs(outputs, output_shapes(f, params, x1))
+    out, tree = jax.tree.flatten(output_shapes(f, params, x1))
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in out)
+    index = chosen_outputs(outputs, shapes)
     alone = checks.batch("x1", x1) == 1 and x2 is not None
     check_examples(f, params, x2 if alone else x1)
-    return Call(f, params, x1, x2, index, options)
+    return Request(f, params, x1, x2, index, options, tree, shapes)
 
 
-def only_output(call: Call, purpose: str) -> tuple[tuple[int, ...], Any]:
+def only_output(request: Request, purpose: str) -> tuple[tuple[int, ...], np.dtype]:
     """Require a model with one output array; give the shape of the outputs that are asked for, and
     their dtype."""
-    shapes = jax.tree.leaves(output_shapes(call.f, call.params, call.x1))
-    if len(shapes) != 1:
+    if len(request.shapes) != 1:
         raise TypeError(
-            f"`f` must return one array for {purpose}, got {len(shapes)}. Take one of them, as in "
-            "lambda params, x: f(params, x)[0], or concatenate them in f."
+            f"`f` must return one array for {purpose}, got {len(request.shapes)}. Take one of "
+            "them, as in lambda params, x: f(params, x)[0], or concatenate them in f."
         )
-    return shapes[0].shape if call.outputs is None else call.outputs.shape, shapes[0].dtype
+    (shape,) = request.shapes
+    return shape.shape if request.outputs is None else request.outputs.shape, shape.dtype

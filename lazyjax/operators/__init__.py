@@ -1,7 +1,7 @@
 """The kernel as a linear operator: products, solves, eigenpairs, traces and log-determinants."""
 
 from lazyjax.operators.algebra import KernelOperator, as_operator, operator
-from lazyjax.operators.jacobians import KEEPS, Arrays, Setting
+from lazyjax.operators.jacobians import by_evaluation
 from lazyjax.operators.krylov import lanczos
 from lazyjax.operators.products import ntk_operator
 from lazyjax.operators.quadrature import Estimate, inverse_trace, logdet, trace
@@ -16,17 +16,15 @@ from lazyjax.operators.solves import (
 from lazyjax.operators.spectra import Eigenpairs, SpectralDensity, spectral_density, top_eigenpairs
 
 __all__ = [
-    "KEEPS",
-    "Arrays",
     "Eigenpairs",
     "Estimate",
     "KernelOperator",
     "NotConverged",
     "Nystrom",
-    "Setting",
     "Solution",
     "SpectralDensity",
     "as_operator",
+    "by_evaluation",
     "inverse_trace",
     "lanczos",
     "logdet",

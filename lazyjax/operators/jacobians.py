@@ -11,46 +11,34 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from lazyjax import factors
 from lazyjax.blocks import in_close_blocks
 from lazyjax.derivatives import linearization
 from lazyjax.factors import FACTORS, JACOBIAN, Model, Plan, Shape, Treatment
+from lazyjax.kernels import Request, jobs
 from lazyjax.leaves import split
 from lazyjax.meshes import zeros
 from lazyjax.norms import widened
 
 
 class Setting(NamedTuple):
-    """What is static about the Jacobian of a batch."""
+    """How products with the Jacobian of a batch are computed."""
 
-    wrt: tuple[bool, ...]  # of each leaf of params
-    reduce: str
     keep: str  # a row of `KEEPS`
     block: int  # examples that are evaluated at once, where nothing is kept
     chunk: int  # for the trace, outputs whose products are taken at once; otherwise 0
-    precision: str
 
 
-class Arrays(NamedTuple):
-    """The arrays of a model, with one example for its shapes."""
-
-    f: Partial
-    params: Any
-    outputs: Any
-    one: Any  # x, with a batch of one
-
-
-def batch_function(arrays: Arrays, setting: Setting) -> tuple[list[jax.Array], Callable[..., Any]]:
+def batch_function(request: Request) -> tuple[list[jax.Array], Callable[..., Any]]:
     """Give the leaves w and `(w, x) -> y (n, C)`, C the outputs that products see."""
-    w, rebuild = split(arrays.params, setting.wrt)
+    w, rebuild = split(request.params, request.options.wrt)
 
     def function(w: list[jax.Array], x: Any) -> jax.Array:
-        (y,) = jax.tree.leaves(widened(arrays.f(rebuild(w), x)))
+        (y,) = jax.tree.leaves(widened(request.f(rebuild(w), x)))
         y = y.reshape(y.shape[0], -1)
-        y = y if arrays.outputs is None else y[:, arrays.outputs]
-        return jnp.sum(y, 1, keepdims=True) if setting.reduce == "sum" else y
+        y = y if request.outputs is None else y[:, request.outputs]
+        return jnp.sum(y, 1, keepdims=True) if request.options.reduce == "sum" else y
 
     return w, function
 
@@ -67,10 +55,10 @@ class Maps(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """A row of `KEEPS`."""
+    """A row of `KEEPS`; the examples of the request count for nothing but their shapes."""
 
-    prepare: Callable[[Arrays, Any, Setting], Any]  # x -> what is kept
-    maps: Callable[[Arrays, Any, Setting], Maps]
+    prepare: Callable[[Request, Any], Any]  # x -> what is kept
+    maps: Callable[[Request, Any, Setting], Maps]
 
 
 # --- through the model -------------------------------------------------------------------------
@@ -100,30 +88,39 @@ def _of_linear(product: Callable[[Any], jax.Array], w: list[jax.Array], chunk: i
     return Maps(pull, push)
 
 
-def _linearize(arrays: Arrays, x: Any, setting: Setting) -> Any:
-    w, function = batch_function(arrays, setting)
+def _linearize(request: Request, x: Any) -> Any:
+    w, function = batch_function(request)
     return linearization(lambda w: function(w, x), w)[1]
 
 
-def _by_residuals(arrays: Arrays, kept: Any, setting: Setting) -> Maps:
-    return _of_linear(kept, split(arrays.params, setting.wrt)[0], setting.chunk)
+def _by_residuals(request: Request, kept: Any, setting: Setting) -> Maps:
+    return _of_linear(kept, split(request.params, request.options.wrt)[0], setting.chunk)
 
 
-def _by_evaluation(arrays: Arrays, x: Any, setting: Setting) -> Maps:
-    n, size = jax.tree.leaves(x)[0].shape[0], setting.block
-    if size >= n:
-        return _by_residuals(arrays, _linearize(arrays, x, setting), setting)
-    cut = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), x)
+def by_evaluation(
+    function: Callable[[list[jax.Array], Any], jax.Array],
+    w: list[jax.Array],
+    x: Any,
+    *,
+    block: int,
+    chunk: int = 0,
+) -> Maps:
+    """Give the maps of `(w, x) -> y (n, C)`, nothing kept, so many examples evaluated at once."""
 
     def maps(x: Any) -> Maps:
-        return _by_residuals(arrays, _linearize(arrays, x, setting), setting)
+        return _of_linear(linearization(lambda w: function(w, x), w)[1], w, chunk)
+
+    n = jax.tree.leaves(x)[0].shape[0]
+    if block >= n:
+        return maps(x)
+    cut = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), x)
 
     def pull(c: jax.Array, start: Any) -> Any:
         def step(u: Any, at: Any) -> tuple[Any, None]:
             x, c = at
             return jax.tree.map(jnp.add, u, maps(x).pull(c, start)), None
 
-        blocks = jnp.moveaxis(c.reshape(len(c), -1, size, *c.shape[2:]), 1, 0)
+        blocks = jnp.moveaxis(c.reshape(len(c), -1, block, *c.shape[2:]), 1, 0)
         first = jax.tree.map(lambda a: a[0], (cut, blocks))
         zero = jax.tree.map(
             lambda a: zeros(a.shape, a),
@@ -132,11 +129,16 @@ def _by_evaluation(arrays: Arrays, x: Any, setting: Setting) -> Maps:
         return jax.lax.scan(step, zero, (cut, blocks))[0]
 
     def push(u: Any, start: Any) -> jax.Array:
-        found = jax.lax.map(lambda x: maps(x).push(u, start), cut)  # (blocks, v, size, ..)
+        found = jax.lax.map(lambda x: maps(x).push(u, start), cut)  # (blocks, v, block, ..)
         found = jnp.moveaxis(found, 0, 1)
         return found.reshape(len(found), n, *found.shape[3:])
 
     return Maps(pull, push)
+
+
+def _by_evaluation(request: Request, x: Any, setting: Setting) -> Maps:
+    w, function = batch_function(request)
+    return by_evaluation(function, w, x, block=setting.block, chunk=setting.chunk)
 
 
 # --- through the factors of the Jacobian --------------------------------------------------------
@@ -148,27 +150,19 @@ def _treatment(s: Shape) -> Treatment:
     return JACOBIAN if s.mixed or s.jacobian <= min(s.factors, multiplied) else FACTORS
 
 
-def model_with(arrays: Arrays, setting: Setting) -> Model:
+def model_with(request: Request) -> Model:
     """Give the model on one example; refuse one without reverse mode."""
-    model = factors.model_of(
-        arrays.f,
-        arrays.params,
-        arrays.one,
-        setting.wrt,
-        leaf=0,
-        outputs=arrays.outputs,
-        summed=setting.reduce == "sum",
-    )
-    return factors.require_reverse(model, "products with its kernel")
+    (job,) = jobs(request)
+    return factors.require_reverse(job.model, "products with its kernel")
 
 
-def _plan(arrays: Arrays, setting: Setting) -> tuple[Plan, list[jax.Array]]:
-    model = model_with(arrays, setting)
+def _plan(request: Request) -> tuple[Plan, list[jax.Array]]:
+    model = model_with(request)
     return factors.plan(model.jaxpr, len(model.w), _treatment, apart=False), model.w
 
 
-def _features(arrays: Arrays, x: Any, setting: Setting) -> Any:
-    plan, w = _plan(arrays, setting)
+def _features(request: Request, x: Any) -> Any:
+    plan, w = _plan(request)
     return in_close_blocks(partial(factors.features, plan, w), x, plan.jaxpr)
 
 
@@ -216,8 +210,8 @@ def _read(d: jax.Array, z: jax.Array, chunk: int) -> jax.Array:
     return jnp.einsum("nkz,vnz->vnk", d.reshape(*d.shape[:2], -1), z.reshape(len(z), len(d), -1))
 
 
-def _of_features(arrays: Arrays, kept: Any, setting: Setting) -> Maps:
-    plan, _ = _plan(arrays, setting)
+def _of_features(request: Request, kept: Any, setting: Setting) -> Maps:
+    plan, _ = _plan(request)
     shapes, chunk = dict(enumerate(plan.shapes)), setting.chunk
 
     def chosen(start: Any) -> tuple[dict[int, Any], dict[int, jax.Array]]:
@@ -250,7 +244,7 @@ def _of_features(arrays: Arrays, kept: Any, setting: Setting) -> Maps:
 
 
 KEEPS = {
-    "nothing": Keep(lambda arrays, x, setting: x, _by_evaluation),
+    "nothing": Keep(lambda request, x: x, _by_evaluation),
     "residuals": Keep(_linearize, _by_residuals),
     "features": Keep(_features, _of_features),
 }

@@ -15,12 +15,12 @@ from jax.typing import ArrayLike
 from lazyjax import checks
 from lazyjax.convolutions import plain_convolutions
 from lazyjax.costs import rates
-from lazyjax.kernels import Call, Options, check, kernels, matrix, only_output
+from lazyjax.kernels import Request, check, kernels, matrix, only_output
 from lazyjax.memory import bytes_needed, bytes_of, too_little
 from lazyjax.meshes import in_any_program, zeros
 from lazyjax.norms import scaled
 from lazyjax.operators.algebra import KernelOperator, operator
-from lazyjax.operators.jacobians import KEEPS, Arrays, Setting, model_with
+from lazyjax.operators.jacobians import KEEPS, Setting, model_with
 from lazyjax.types import ModelFunction, Params
 
 REDUCTIONS = ("none", "trace", "sum")
@@ -78,20 +78,20 @@ def _devices(mesh: Mesh | None) -> int:
 
 
 @partial(jax.jit, static_argnames=("form", "right"))
-def _prepared(arrays: Arrays, x: Any, *, form: Form, right: bool) -> Any:
+def _prepared(request: Request, x: Any, *, form: Form, right: bool) -> Any:
     """Compute what is kept of one batch, with the devices on axis 0."""
-    setting, side = form.setting, form.right if right else form.left
+    side = form.right if right else form.left
 
-    def local(arrays: Arrays, x: Any) -> Any:
-        return jax.tree.map(lambda a: a[None], KEEPS[setting.keep].prepare(arrays, x, setting))
+    def local(request: Request, x: Any) -> Any:
+        return jax.tree.map(lambda a: a[None], KEEPS[form.setting.keep].prepare(request, x))
 
     x = jax.tree.map(lambda a: _pad(jnp.asarray(a), side, form.mesh, copies=True), x)
-    with jax.default_matmul_precision(setting.precision):
-        return _shared_out(form, local, False, True, True)(arrays, x)
+    with request.options.in_force():
+        return _shared_out(form, local, False, True, True)(request, x)
 
 
 @partial(jax.jit, static_argnames="form")
-def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form) -> jax.Array:
+def _product(request: Request, kept: Any, other: Any, v: jax.Array, *, form: Form) -> jax.Array:
     """Multiply v (n C, V), or (n, V) for the trace: the left batch by the right one."""
     setting, mesh = form.setting, form.mesh
     tail = () if setting.chunk else (form.outputs,)
@@ -100,12 +100,12 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
     vectors = jnp.swapaxes(_pad(jnp.swapaxes(vectors, 0, 1), form.right, mesh, copies=False), 0, 1)
 
     @plain_convolutions  # products stand in loops, where these are ten times faster
-    def local(every: tuple[Arrays, Any, Any, jax.Array]) -> jax.Array:
-        arrays, kept, other, vectors = every
+    def local(every: tuple[Request, Any, Any, jax.Array]) -> jax.Array:
+        request, kept, other, vectors = every
         kept, other = jax.tree.map(lambda a: a[0], (kept, other))
         maps = KEEPS[setting.keep].maps
-        left = maps(arrays, kept, setting)
-        right = left if form.symmetric else maps(arrays, other, setting)
+        left = maps(request, kept, setting)
+        right = left if form.symmetric else maps(request, other, setting)
 
         def through(c: jax.Array, start: Any) -> jax.Array:
             # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
@@ -129,9 +129,9 @@ def _product(arrays: Arrays, kept: Any, other: Any, v: jax.Array, *, form: Form)
             found = jax.lax.all_gather(found, mesh.axis_names, axis=1, tiled=True)
         return found
 
-    with jax.default_matmul_precision(setting.precision):
+    with request.options.in_force():
         run = _shared_out(form, lambda *every: local(every), False, True, True, False, False)
-        found = run(arrays, kept, other, vectors)
+        found = run(request, kept, other, vectors)
     found = found[:, : form.left.n] / form.mean
     return found.reshape(len(vectors), -1).T.astype(v.dtype)
 
@@ -152,82 +152,79 @@ class Product(NamedTuple):
 
     form: Form
 
-    def __call__(self, arrays: Arrays, kept: Any, other: Any, v: jax.Array) -> jax.Array:
-        return _product(arrays, kept, other, v, form=self.form)
+    def __call__(self, request: Request, kept: Any, other: Any, v: jax.Array) -> jax.Array:
+        return _product(request, kept, other, v, form=self.form)
 
 
-class Rows(NamedTuple):
-    """Rows of the kernel, likewise."""
-
-    options: Options
-
-    def __call__(self, call: tuple[Any, ...], examples: jax.Array) -> jax.Array:
-        f, params, x1, x2, outputs = call
-        chosen = jax.tree.map(lambda a: jnp.asarray(a)[examples], x1)
-        other = x1 if x2 is None else x2
-        (kernel,) = jax.tree.leaves(
-            kernels(f, params, chosen, other, outputs, options=self.options)
-        )
-        return matrix(kernel)
+def _rows(request: Request, examples: jax.Array) -> jax.Array:
+    """Compute the rows of the kernel that belong to some examples of x1."""
+    chosen = jax.tree.map(lambda a: jnp.asarray(a)[examples], request.x1)
+    other = request.x1 if request.x2 is None else request.x2
+    (kernel,) = jax.tree.leaves(kernels(request.of(chosen, other)))
+    return matrix(kernel)
 
 
 def _form(
-    call: Call, *, keep: str, block: int, outputs: int, dtype: np.dtype, mesh: Mesh | None
+    request: Request, *, keep: str, block: int, outputs: int, dtype: np.dtype, mesh: Mesh | None
 ) -> Form:
-    n1 = checks.batch("x1", call.x1)
-    n2 = n1 if call.x2 is None else checks.batch("x2", call.x2)
-    options, devices = call.options, _devices(mesh)
+    options, devices = request.options, _devices(mesh)
 
     def side(n: int) -> Side:
         local = -(-n // devices)
         return Side(n, -(-local // min(block, local)) * min(block, local))
 
-    own = zip(jax.tree.leaves(call.params), options.wrt, strict=True)
+    own = zip(jax.tree.leaves(request.params), options.wrt, strict=True)
     direction = dtype.itemsize * sum(np.size(w) for w, moves in own if moves)
     at_once = int(np.clip(rates().working // max(1, direction), 1, _VECTORS))
     chunk = max(c for c in range(1, outputs + 1) if outputs % c == 0 and c <= at_once)
     chunk = chunk if options.reduce == "trace" else 0
     return Form(
-        setting=Setting(options.wrt, options.reduce, keep, block, chunk, options.precision),
+        setting=Setting(keep, block, chunk),
         outputs=1 if options.reduce == "sum" else outputs,
         mean=1 if options.reduce == "none" else outputs,
-        left=side(n1),
-        right=side(n2),
-        symmetric=call.x2 is None,
+        left=side(request.n1),
+        right=side(request.n2),
+        symmetric=request.x2 is None,
         at_once=max(1, at_once // max(1, chunk)),
         dtype=dtype,
         mesh=mesh,
     )
 
 
-def _peak(call: Call, arrays: Arrays, form: Form) -> int:
+def _of_one(request: Request) -> Request:
+    """Give the request of one example: products need no more of them than their shapes."""
+    return request.of(jax.tree.map(lambda a: jnp.asarray(a[:1]), request.x1))
+
+
+def _peak(request: Request, form: Form) -> int:
     """Give the bytes at the peak of setting up and of one product, as XLA counts them."""
-    x2 = call.x1 if call.x2 is None else call.x2
-    kept = jax.eval_shape(partial(_prepared, form=form, right=False), arrays, call.x1)
-    other = jax.eval_shape(partial(_prepared, form=form, right=True), arrays, x2)
-    size = form.right.n * (1 if form.setting.reduce == "trace" else form.outputs)
+    one, x1 = _of_one(request), request.x1
+    x2 = x1 if request.x2 is None else request.x2
+    kept = jax.eval_shape(partial(_prepared, form=form, right=False), one, x1)
+    other = jax.eval_shape(partial(_prepared, form=form, right=True), one, x2)
+    size = form.right.n * (1 if request.options.reduce == "trace" else form.outputs)
     v = jax.ShapeDtypeStruct((size, 1), form.dtype)
     return max(
-        bytes_needed(_prepared.lower(arrays, call.x1, form=form, right=False).compile()),
-        bytes_needed(_product.lower(arrays, kept, other, v, form=form).compile()),
+        bytes_needed(_prepared.lower(one, x1, form=form, right=False).compile()),
+        bytes_needed(_product.lower(one, kept, other, v, form=form).compile()),
     )
 
 
-def _fitting(call: Call, arrays: Arrays, forms: list[Form], memory: int | float | str) -> Form:
+def _fitting(request: Request, forms: list[Form], memory: int | float | str) -> Form:
     """Give the first form that keeps to a budget."""
     budget, least = bytes_of(memory), []
     for form in forms:
-        least.append(_peak(call, arrays, form))
+        least.append(_peak(request, form))
         if least[-1] <= budget:
             return form
     of = "products with this kernel, inputs included"
     raise too_little(min(least), of, memory, "fewer examples")
 
 
-def _choose(call: Call, arrays: Arrays, form: Any, keep: str, memory: Any) -> Form:
+def _choose(request: Request, form: Any, keep: str, memory: Any) -> Form:
     """Choose what is kept, and how many examples are evaluated at once."""
-    local = max(checks.batch("x", x) for x in (call.x1, call.x2) if x is not None)
-    keeps = _FASTEST[call.options.reduce == "trace"] if keep == "auto" else (keep,)
+    local = max(request.n1, request.n2)
+    keeps = _FASTEST[request.options.reduce == "trace"] if keep == "auto" else (keep,)
     if memory is None:
         return form(keep=keeps[0], block=local)
     blocks = [-(-local // 2**i) for i in range(local.bit_length())]
@@ -236,7 +233,7 @@ def _choose(call: Call, arrays: Arrays, form: Any, keep: str, memory: Any) -> Fo
         for name in keeps
         for block in (blocks if name == "nothing" else blocks[:1])
     ]
-    return _fitting(call, arrays, forms, memory)
+    return _fitting(request, forms, memory)
 
 
 @in_any_program(back=False)
@@ -315,7 +312,7 @@ def ntk_operator(
     checks.one_of("reduce", reduce, REDUCTIONS)
     checks.one_of("keep", keep, ["auto", *KEEPS])
     checks.not_negative("ridge", ridge)
-    call = check(
+    request = check(
         f,
         params,
         x1,
@@ -330,23 +327,21 @@ def ntk_operator(
         raise ValueError(
             f"`ridge` must be 0 for the kernel of two batches, got {ridge}. Leave out `x2`."
         )
-    out, dtype = only_output(call, "an operator")
+    out, dtype = only_output(request, "an operator")
     k = math.prod(out)
-    arrays = Arrays(call.f, params, call.outputs, jax.tree.map(lambda a: jnp.asarray(a[:1]), x1))
     if mesh is not None:
         mesh = Mesh(mesh.devices, mesh.axis_names)  # `jax.make_mesh` has explicit axes
-        options, everywhere = call.options, NamedSharding(mesh, PartitionSpec())
-        call, arrays = jax.device_put((call._replace(options=None), arrays), everywhere)
-        call = call._replace(options=options)
-    form = partial(_form, call, outputs=k, dtype=dtype, mesh=mesh)
-    model_with(arrays, form(keep="nothing", block=1).setting)  # for models that it refuses
-    chosen = _choose(call, arrays, form, keep, memory)
-    left = _prepared(arrays, call.x1, form=chosen, right=False)
-    right = left if call.x2 is None else _prepared(arrays, call.x2, form=chosen, right=True)
+        request = jax.device_put(request, NamedSharding(mesh, PartitionSpec()))
+    one = _of_one(request)
+    model_with(one)  # for models that it refuses
+    form = partial(_form, request, outputs=k, dtype=dtype, mesh=mesh)
+    chosen = _choose(request, form, keep, memory)
+    left = _prepared(one, request.x1, form=chosen, right=False)
+    right = left if x2 is None else _prepared(one, request.x2, form=chosen, right=True)
     found = operator(
-        Partial(Product(chosen), arrays, left, right),
-        Partial(Product(chosen.swapped()), arrays, right, left),
-        rows=Partial(Rows(call.options), call.arrays),
+        Partial(Product(chosen), one, left, right),
+        Partial(Product(chosen.swapped()), one, right, left),
+        rows=Partial(_rows, request),
         shape=(chosen.left.n * k // chosen.mean, chosen.right.n * k // chosen.mean),
         dtype=dtype,
         outputs=k // chosen.mean,

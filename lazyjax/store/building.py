@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lazyjax import checks
-from lazyjax.kernels import COPIES, Call, check, check_batch_size, jobs, only_output
+from lazyjax.kernels import COPIES, Request, check, check_batch_size, jobs, only_output
 from lazyjax.memory import bytes_of, format_bytes, too_little
 from lazyjax.store import files, recipe, workers
-from lazyjax.store.panels import OF_A_DEVICE, SMALLER, Plan, choose, dealt, grid_of
+from lazyjax.store.panels import OF_A_DEVICE, SMALLER, Schedule, choose, dealt, grid_of
 from lazyjax.store.pieces import Pieces, compile_pieces
 from lazyjax.store.stored import StoredKernel, open_kernel
 from lazyjax.store.workers import Hand, Work
@@ -180,7 +181,7 @@ def kernel_store(
     checks.known("params", (f, params), "kernel_store")
     x = tuple(_on_host(name, a) for name, a in (("x1", x1), ("x2", x2)) if a is not None)
     heads = [jax.tree.map(lambda a: a[:_HEAD], a) for a in x]
-    call = check(
+    request = check(
         f,
         params,
         heads[0],
@@ -191,20 +192,20 @@ def kernel_store(
         outputs=outputs,
         precision=precision,
     )
-    only_output(call, "a kernel that is stored")
-    (job,) = jobs(call)
+    only_output(request, "a kernel that is stored")
+    (job,) = jobs(request)
     devices, mine = _devices(mesh)
     sizes = checks.batch("x1", x[0]), checks.batch("x2", x[-1])
     shape = (*sizes, *job.out * COPIES[reduce])
-    asked = recipe.asked(call, x, shape, str(job.shape.dtype))
+    asked = recipe.asked(request, x, shape, str(job.shape.dtype))
 
     recorded, pieces = files.read_json(path / files.RECIPE), None
     if verify and job.model.reverse and not (path / files.DONE).exists():
-        verified(call)
+        verified(request)
     if recorded is None and jax.process_index() == 0:
         _require_room(path)
-        plan, pieces = choose(
-            call,
+        schedule, pieces = choose(
+            request,
             *sizes,
             numbers=math.prod(shape[2:]) * job.shape.dtype.itemsize,
             memory=budget,
@@ -212,7 +213,7 @@ def kernel_store(
             devices=[devices[mine[0]], *devices[1:]],
         )
         rows = math.prod(job.out) if shape[2:] else 1
-        files.begin(path, asked | recipe.planned(plan, asked["wrt"], rows))
+        files.begin(path, asked | recipe.written_down(schedule, asked["wrt"], rows))
     _barrier("begun")
     recorded = recorded or files.read_json(path / files.RECIPE)
     assert recorded is not None
@@ -220,15 +221,16 @@ def kernel_store(
     if tile is not None:
         wanted["tile"] = list(grid_of(*sizes, tile, symmetric=x2 is None).tile)
     recipe.require_same(path, recorded, wanted)
-    plan = recipe.replayed(recorded, call.options, *sizes, symmetric=x2 is None)
+    schedule = recipe.replayed(recorded, request.options, *sizes, symmetric=x2 is None)
+    request = replace(request, options=schedule.options)
     if not (path / files.DONE).exists():
         if pieces is None:
-            pieces = compile_pieces(call, plan.spec, devices[mine[0]])
+            pieces = compile_pieces(request, schedule.cut, devices[mine[0]])
         if pieces.room(budget) < 1:
             raise too_little(pieces.memory(1), OF_A_DEVICE, format_bytes(budget), SMALLER)
-        hands = _hands(call, plan, pieces, budget, devices, mine)
+        hands = _hands(request, schedule, pieces, budget, devices, mine)
         array = files.open_array(path, recorded)
-        _write(path, array, plan, x, hands, show=progress)
+        _write(path, array, schedule, x, hands, show=progress)
     if jax.process_index() == 0:
         files.finish(path)
     _barrier("finished")
@@ -236,36 +238,42 @@ def kernel_store(
 
 
 def _hands(
-    call: Call,
-    plan: Plan,
+    request: Request,
+    schedule: Schedule,
     pieces: Pieces,
     budget: int,
     devices: list[Any],
     mine: list[int],
 ) -> list[Hand]:
     """Give the devices of this process, each with its share of the rows and of the blocks."""
-    rows = dealt(plan.grid, len(devices))
-    blocks = plan.grid.sides()
+    rows = dealt(schedule.grid, len(devices))
+    blocks = schedule.grid.sides()
     hands = []
     for i in mine:
-        own = pieces if i == mine[0] else compile_pieces(call, plan.spec, devices[i])
-        arrays = jax.device_put((call.f, call.params, call.x1, call.outputs), devices[i])
-        share = blocks[i :: len(devices)] if plan.spilled else []
-        hands.append(Hand(devices[i], own, arrays, rows[i], share, own.room(budget)))
+        own = pieces if i == mine[0] else compile_pieces(request, schedule.cut, devices[i])
+        here = jax.device_put(request.of(request.x1), devices[i])
+        share = blocks[i :: len(devices)] if schedule.spilled else []
+        hands.append(Hand(devices[i], own, here, rows[i], share, own.room(budget)))
     return hands
 
 
 def _write(
-    path: Path, array: Any, plan: Plan, x: tuple[Any, ...], hands: list[Hand], *, show: bool
+    path: Path,
+    array: Any,
+    schedule: Schedule,
+    x: tuple[Any, ...],
+    hands: list[Hand],
+    *,
+    show: bool,
 ) -> None:
     """Write what is not yet written."""
     totals = {
         "features": sum(len(hand.blocks) for hand in hands),
-        "tiles": sum(len(plan.grid.columns(row)) for hand in hands for row in hand.rows),
+        "tiles": sum(len(schedule.grid.columns(row)) for hand in hands for row in hand.rows),
     }
     timings = files.read_json(files.timings_file(path)) or {}
     with _bar(show, totals) as done:
-        work = Work(path, array, plan, x, timings, done)
+        work = Work(path, array, schedule, x, timings, done)
         workers.everywhere(workers.spill, work, hands)
         _barrier("features")
         workers.everywhere(workers.contract, work, hands)

@@ -4,15 +4,16 @@ The features of the blocks of x1 in a panel are held while all columns, the bloc
 column comes once for each panel, from the disk or made again.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 
 from lazyjax.blocks import even
 from lazyjax.costs import rates
-from lazyjax.kernels import METHODS, Call, Job, choose_blocks, engine_of, jobs
+from lazyjax.kernels import METHODS, Job, Options, Request, choose_blocks, engine_of, jobs
 from lazyjax.memory import format_bytes, too_little
-from lazyjax.store.pieces import Pieces, Spec, compile_pieces
+from lazyjax.store.pieces import Cut, Pieces, compile_pieces
 
 OF_A_DEVICE, SMALLER = "each device of this kernel", "a smaller `tile`"  # in a refusal
 _SIDES = tuple(2**i for i in range(13, -1, -1))  # of tiles, in examples
@@ -90,30 +91,31 @@ def passing(grid: Grid, panel: list[int]) -> list[int]:
     return [j for j in columns if not (grid.symmetric and j in panel)]
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """How a kernel is computed."""
 
     grid: Grid
-    spec: Spec
+    options: Options  # with a row of `METHODS`, and the rates by which products are sliced
+    cut: Cut
     leaves: tuple[tuple[int, str], ...]  # leaf and order of each part
     spilled: bool  # features are written to the disk; otherwise made again where they are needed
     seconds: float  # by the rates
     least: float  # bytes of parameters and of the features of two blocks
 
 
-def _planned(job: Job, call: Call, method: str, grid: Grid, memory: int, devices: int) -> Plan:
-    """Predict what one method takes with tiles of one size."""
-    rate = rates()
+def _scheduled(job: Job, request: Request, grid: Grid, memory: int, devices: int) -> Schedule:
+    """Predict what a method takes with tiles of one size."""
+    rate, x, method = rates(), request.x1, request.options.method
     task = job.task._replace(
         n1=grid.n1, n2=grid.n2, symmetric=grid.symmetric, passes=grid.blocks[1]
     )
-    whole = engine_of(job._replace(task=task), call.x1, method)
+    whole = engine_of(job._replace(task=task), x, method)
     task = task._replace(passes=1, orders=tuple(order for _, order in whole.orders))
     side = min(grid.tile)
 
     def seconds(n2: int) -> float:
         own = task._replace(n1=side, n2=n2, symmetric=False)
-        return engine_of(job._replace(task=own), call.x1, method).seconds
+        return engine_of(job._replace(task=own), x, method).seconds
 
     # with e an example and p a pair: 2 side e + side^2 p, and 3 side e + 2 side^2 p
     square, wide = seconds(side), seconds(2 * side)
@@ -132,37 +134,37 @@ def _planned(job: Job, call: Call, method: str, grid: Grid, memory: int, devices
     spilled = several and whole.kept > 0 and read < made
 
     own = task._replace(n1=grid.tile[0], n2=grid.tile[1], symmetric=False)
-    blocks = choose_blocks(engine_of(job._replace(task=own), call.x1, method), own, None, 0)
-    options = call.options._replace(method=method)
-    spec = Spec(options, task.orders, grid.tile, blocks.at_once, rate)
+    blocks = choose_blocks(engine_of(job._replace(task=own), x, method), own, None, 0)
+    cut = Cut(task.orders, grid.tile, blocks.at_once)
     of_tile = contraction / grid.tiles + _APART
     total = (read if spilled else made) + contraction + grid.tiles * _APART
     total = total / devices + _INTERRUPTIONS * of_tile
-    return Plan(grid, spec, whole.orders, spilled, total, whole.weights + 2 * block)
+    least = whole.weights + 2 * block
+    return Schedule(grid, request.options, cut, whole.orders, spilled, total, least)
 
 
-def _plans(call: Call, grids: list[Grid], memory: int, devices: int) -> list[Plan]:
-    """Plan every method with every grid, the fastest first; nothing runs."""
-    found: list[Plan] = []
+def _schedules(request: Request, grids: list[Grid], memory: int, devices: int) -> list[Schedule]:
+    """Schedule every method with every grid, the fastest first; nothing runs."""
+    found: list[Schedule] = []
+    asked = request.options.method
 
-    def trace(arrays: Any) -> None:
-        f, params, x1, x2, outputs = arrays
-        own = Call(f, params, x1, x2, outputs, call.options)
-        (job,) = jobs(own._replace(x2=None))
-        asked = call.options.method
-        names = [asked] if asked != "auto" else list(METHODS)
-        for name in names:
+    def trace(request: Request) -> None:
+        (job,) = jobs(request)
+        for name in [asked] if asked != "auto" else METHODS:
             if asked == "auto" and METHODS[name].needs_reverse and not job.model.reverse:
                 continue
-            found.extend(_planned(job, own, name, grid, memory, devices) for grid in grids)
+            own = request.having(method=name)
+            found.extend(_scheduled(job, own, grid, memory, devices) for grid in grids)
 
-    jax.eval_shape(trace, call.arrays)
-    return sorted(found, key=lambda plan: plan.seconds)
+    with request.options.in_force():
+        jax.eval_shape(trace, request.of(request.x1))
+    return sorted(found, key=lambda schedule: schedule.seconds)
 
 
-def _grids(call: Call, n1: int, n2: int, numbers: int, asked: tuple[int, int] | None) -> list[Grid]:
+def _grids(
+    n1: int, n2: int, numbers: int, asked: tuple[int, int] | None, *, symmetric: bool
+) -> list[Grid]:
     """Give the grids to choose from, of the largest tiles first."""
-    symmetric = call.x2 is None
     if asked is not None:
         return [grid_of(n1, n2, asked, symmetric=symmetric)]
     most = max(n1, n2)
@@ -173,7 +175,7 @@ def _grids(call: Call, n1: int, n2: int, numbers: int, asked: tuple[int, int] | 
 
 
 def choose(
-    call: Call,
+    request: Request,
     n1: int,
     n2: int,
     *,
@@ -181,12 +183,12 @@ def choose(
     memory: int,
     asked: tuple[int, int] | None,
     devices: list[Any],
-) -> tuple[Plan, Pieces]:
+) -> tuple[Schedule, Pieces]:
     """Choose what is fastest within a budget, by the rates and by what XLA says of the memory.
 
     Parameters
     ----------
-    call : Call
+    request : Request
         With a few of the examples.
     n1, n2 : int
         All of them.
@@ -200,23 +202,24 @@ def choose(
 
     Returns
     -------
-    Plan, and the pieces for the first device
+    Schedule, and the pieces for the first device
 
     Raises
     ------
     ValueError
         If nothing fits; the message says what would.
     """
-    plans = _plans(call, _grids(call, n1, n2, numbers, asked), memory, len(devices))
-    smallest = {plan.spec.options.method: plan for plan in plans}
-    for plan in plans:
-        method = plan.spec.options.method
-        smallest[method] = min(smallest[method], plan, key=lambda plan: plan.grid.tile)
-    likely = [plan for plan in plans if plan.least <= memory]
+    grids = _grids(n1, n2, numbers, asked, symmetric=request.x2 is None)
+    every = _schedules(request, grids, memory, len(devices))
+    smallest = {own.options.method: own for own in every}
+    for own in every:
+        method = own.options.method
+        smallest[method] = min(smallest[method], own, key=lambda own: own.grid.tile)
+    likely = [own for own in every if own.least <= memory]
     least = []
-    for plan in dict.fromkeys([*likely, *smallest.values()]):
-        pieces = compile_pieces(call, plan.spec, devices[0])
+    for own in dict.fromkeys([*likely, *smallest.values()]):
+        pieces = compile_pieces(replace(request, options=own.options), own.cut, devices[0])
         least.append(pieces.memory(1))
         if least[-1] <= memory:
-            return plan, pieces
+            return own, pieces
     raise too_little(min(least), OF_A_DEVICE, format_bytes(memory), SMALLER)

@@ -12,55 +12,49 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from lazyjax import checks
-from lazyjax.costs import Rates, using
-from lazyjax.kernels import Call, Engine, Job, Options, contract, engine_of, finished, jobs, whole
+from lazyjax.kernels import Engine, Job, Request, contract, engine_of, finished, jobs, whole
 from lazyjax.kernels import features as features_of
 from lazyjax.memory import analysed
 
 
-class Spec(NamedTuple):
-    """All that the pieces depend on beside arrays: static; the same spec gives the same bits."""
+class Cut(NamedTuple):
+    """How a kernel is cut: static; the same cut of the same request gives the same bits."""
 
-    options: Options  # the method in it is a row of `METHODS`
     orders: tuple[str, ...]  # of each part
     tile: tuple[int, int]  # examples of x1 and of x2
     at_once: int  # examples whose features are computed at once
-    rates: Rates  # by which products are sliced
 
 
-def _engine(call: Call, spec: Spec, n1: int, n2: int, symmetric: bool) -> tuple[Job, Engine]:
-    """Set the method of a spec to work on one tile; x1 of the call may be any examples."""
-    (job,) = jobs(call._replace(x2=None, options=spec.options))
-    task = job.task._replace(n1=n1, n2=n2, symmetric=symmetric, orders=spec.orders)
-    job = job._replace(task=task)
-    return job, finished(engine_of(job, call.x1, spec.options.method), math.prod(job.out))
+def _engine(request: Request, cut: Cut, n1: int, n2: int, symmetric: bool) -> tuple[Job, Engine]:
+    """Set the method of a request to work on one tile; its x1 may be any examples."""
+    (job,) = jobs(request)
+    job = job._replace(task=job.task._replace(n1=n1, n2=n2, symmetric=symmetric, orders=cut.orders))
+    return job, finished(engine_of(job, request.x1, request.options.method), math.prod(job.out))
 
 
-@partial(jax.jit, static_argnames="spec")
-def features(f: Any, params: Any, x: Any, outputs: Any, *, spec: Spec) -> Any:
+@partial(jax.jit, static_argnames="cut")
+def features(request: Request, *, cut: Cut) -> Any:
     """Compute the features of a block of examples."""
-    call = Call(f, params, x, None, outputs, spec.options)
-    with using(spec.rates), jax.default_matmul_precision(spec.options.precision):
-        _, engine = _engine(call, spec, *spec.tile, False)
-        return features_of(engine, x, spec.at_once)
+    with request.options.in_force():
+        _, engine = _engine(request, cut, *cut.tile, False)
+        return features_of(engine, request.x1, cut.at_once)
 
 
-@partial(jax.jit, static_argnames="spec")
-def tile(f: Any, params: Any, like: Any, outputs: Any, f1: Any, f2: Any, *, spec: Spec) -> Any:
-    """Compute a tile from two features, or a symmetric one from f1 alone; `like`: any examples."""
-    call = Call(f, params, like, None, outputs, spec.options)
+@partial(jax.jit, static_argnames="cut")
+def tile(request: Request, f1: Any, f2: Any, *, cut: Cut) -> Any:
+    """Compute a tile from two features, or a symmetric one from f1; x1 may be any examples."""
     n1 = checks.batch("f1", f1)
     n2 = n1 if f2 is None else checks.batch("f2", f2)
-    with using(spec.rates), jax.default_matmul_precision(spec.options.precision):
-        job, engine = _engine(call, spec, n1, n2, f2 is None)
+    with request.options.in_force():
+        job, engine = _engine(request, cut, n1, n2, f2 is None)
         return whole(contract(engine, job.task, f1, f2, n1, n2), job, -1)
 
 
 class Pieces(NamedTuple):
     """The pieces of one kernel, compiled for one device, and the bytes that they need."""
 
-    features: tuple[Any, ...]  # of a block of x1, and of one of x2: (f, params, x, outputs)
-    tile: Any  # (f, params, like, outputs, f1, f2)
+    features: tuple[Any, ...]  # of a block of x1, and of one of x2: of a request of that block
+    tile: Any  # of a request, f1 and f2
     diagonal: Any  # that of f1 and None; None if the kernel is not symmetric
     shapes: tuple[Any, ...]  # of the features of a block of x1, and of one of x2
     constant: int  # bytes of what is always there
@@ -91,14 +85,14 @@ def shapes_on(device: Any, tree: Any, size: int | None = None) -> Any:
     return jax.tree.map(shape, tree)
 
 
-def compile_pieces(call: Call, spec: Spec, device: Any) -> Pieces:
+def compile_pieces(request: Request, cut: Cut, device: Any) -> Pieces:
     """Compile the pieces of a kernel.
 
     Parameters
     ----------
-    call : Call
-        With any number of examples; `x2=None` for a symmetric kernel.
-    spec : Spec
+    request : Request
+        With any number of examples, `x2=None` for a symmetric kernel, and a row of `METHODS`.
+    cut : Cut
     device : Device
 
     Returns
@@ -110,24 +104,22 @@ def compile_pieces(call: Call, spec: Spec, device: Any) -> Pieces:
     ValueError
         If XLA does not tell what code needs on this backend.
     """
-    f, params, like, outputs = (
-        shapes_on(device, a) for a in (call.f, call.params, call.x1, call.outputs)
-    )
+    like = shapes_on(device, request.of(request.x1))
     made, shapes, passing = [], [], []
-    for size in spec.tile[: 1 if call.x2 is None else 2]:
-        x = shapes_on(device, call.x1, size)
-        lowered = features.lower(f, params, x, outputs, spec=spec)
+    for size in cut.tile[: 1 if request.x2 is None else 2]:
+        x = shapes_on(device, request.x1, size)
+        lowered = features.lower(like.of(x), cut=cut)
         made.append(lowered.compile())
         shapes.append(shapes_on(device, lowered.out_info))
         passing.append(size_of(x) + size_of(shapes[-1]) + analysed(made[-1]).temp_size_in_bytes)
 
     def contraction(f2: Any) -> Any:
-        compiled = tile.lower(f, params, like, outputs, shapes[0], f2, spec=spec).compile()
+        compiled = tile.lower(like, shapes[0], f2, cut=cut).compile()
         sizes = analysed(compiled)
         twice = 2 * sizes.output_size_in_bytes  # it is copied on its way to the disk
         passing.append(size_of(f2) + twice + sizes.temp_size_in_bytes)
         return compiled
 
-    pieces = contraction(shapes[-1]), contraction(None) if call.x2 is None else None
-    constant = size_of((f, params, like, outputs))
+    pieces = contraction(shapes[-1]), contraction(None) if request.x2 is None else None
+    constant = size_of(like)
     return Pieces(tuple(made), *pieces, tuple(shapes), constant, max(passing))

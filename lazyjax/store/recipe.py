@@ -13,28 +13,28 @@ from lazyjax.checkpoints import fingerprint
 from lazyjax.costs import Rates
 from lazyjax.equations import constants
 from lazyjax.factors import jacobian
-from lazyjax.kernels import Call, Options, jobs
-from lazyjax.store.panels import Grid, Plan
-from lazyjax.store.pieces import Spec
+from lazyjax.kernels import Options, Request, jobs
+from lazyjax.store.panels import Grid, Schedule
+from lazyjax.store.pieces import Cut
 from lazyjax.types import leaf_names
 
 _HASHED = 2**26  # bytes of inputs that are hashed at once
 
 
-def _model(call: Call) -> str:
+def _model(request: Request) -> str:
     """Hash the jaxpr of the Jacobian of one example, which holds rules of derivatives too.
 
     Its constants count, and those of each `jit` in it, and the arrays that f holds.
     """
 
-    def derivative(f: Any, params: Any, x: Any, outputs: Any) -> Any:
-        (job,) = jobs(Call(f, params, x, None, outputs, call.options))
-        return jacobian(job.model, x)
+    def derivative(request: Request) -> Any:
+        (job,) = jobs(request)
+        return jacobian(job.model, request.x1)
 
-    one = jax.tree.map(lambda a: a[:1], call.x1)
-    jaxpr = jax.make_jaxpr(derivative)(call.f, call.params, one, call.outputs)
+    one = jax.tree.map(lambda a: a[:1], request.x1)
+    jaxpr = jax.make_jaxpr(derivative)(request.of(one))
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
-    return fingerprint(text, constants(jaxpr), jax.tree.leaves(call.f))
+    return fingerprint(text, constants(jaxpr), jax.tree.leaves(request.f))
 
 
 def _inputs(x: Any) -> str:
@@ -46,12 +46,12 @@ def _inputs(x: Any) -> str:
     return fingerprint(shapes, *blocks)
 
 
-def asked(call: Call, x: tuple[Any, ...], shape: tuple[int, ...], dtype: str) -> dict:
+def asked(request: Request, x: tuple[Any, ...], shape: tuple[int, ...], dtype: str) -> dict:
     """Tell a kernel from any other: what the array depends on.
 
     Parameters
     ----------
-    call : Call
+    request : Request
         With a few of the examples.
     x : tuple of one or two pytrees of numpy arrays
         All of them.
@@ -63,50 +63,45 @@ def asked(call: Call, x: tuple[Any, ...], shape: tuple[int, ...], dtype: str) ->
     dict
         Of what JSON holds.
     """
-    options = call.options
-    names = leaf_names(call.params)
+    options = request.options
+    names = leaf_names(request.params)
     return {  # what decides the others first: an error names the first that differs
         "dtype": dtype,
         "precision": options.precision,
         "reduce": options.reduce,
         "wrt": [name for name, moves in zip(names, options.wrt, strict=True) if moves],
-        "outputs": None if call.outputs is None else np.asarray(call.outputs).tolist(),
+        "outputs": None if request.outputs is None else np.asarray(request.outputs).tolist(),
         "x1": _inputs(x[0]),
         "x2": _inputs(x[1]) if x[1:] else None,
-        "params": fingerprint(call.params),
+        "params": fingerprint(request.params),
         "shape": list(shape),
         "backend": jax.default_backend(),
         **{package: version(package) for package in ("lazyjax", "jax", "jaxlib")},
-        "model": _model(call),
+        "model": _model(request),
     }
 
 
-def planned(plan: Plan, wrt: list[str], rows: int) -> dict:
+def written_down(schedule: Schedule, wrt: list[str], rows: int) -> dict:
     """Write down how a kernel is computed; `rows`: those of an example in the matrix view."""
-    spec = plan.spec
     return {
-        "method": spec.options.method,
-        "orders": [[wrt[leaf], order] for leaf, order in plan.leaves],
-        "tile": list(spec.tile),
-        "at_once": spec.at_once,
-        "spilled": plan.spilled,
-        "rates": spec.rates._asdict(),
+        "method": schedule.options.method,
+        "orders": [[wrt[leaf], order] for leaf, order in schedule.leaves],
+        "tile": list(schedule.cut.tile),
+        "at_once": schedule.cut.at_once,
+        "spilled": schedule.spilled,
+        "rates": schedule.options.rates._asdict(),
         "rows": rows,
     }
 
 
-def replayed(recorded: dict, options: Options, n1: int, n2: int, *, symmetric: bool) -> Plan:
-    """Give the plan that was written down."""
-    tile = tuple(recorded["tile"])
+def replayed(recorded: dict, options: Options, n1: int, n2: int, *, symmetric: bool) -> Schedule:
+    """Give the schedule that was written down."""
+    options = options._replace(method=recorded["method"], rates=Rates(**recorded["rates"]))
+    rows, columns = recorded["tile"]
     orders = tuple(order for _, order in recorded["orders"])
-    spec = Spec(
-        options._replace(method=recorded["method"]),
-        orders,
-        (tile[0], tile[1]),
-        recorded["at_once"],
-        Rates(**recorded["rates"]),
-    )
-    return Plan(Grid(n1, n2, spec.tile, symmetric), spec, (), recorded["spilled"], 0.0, 0.0)
+    cut = Cut(orders, (rows, columns), recorded["at_once"])
+    grid = Grid(n1, n2, cut.tile, symmetric)
+    return Schedule(grid, options, cut, (), recorded["spilled"], 0.0, 0.0)
 
 
 def require_same(path: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:

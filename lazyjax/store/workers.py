@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lazyjax.kernels import Request
 from lazyjax.store import files
-from lazyjax.store.panels import Grid, Plan, panels
+from lazyjax.store.panels import Grid, Schedule, panels
 from lazyjax.store.pieces import Pieces
 
 
@@ -25,7 +26,7 @@ class Hand(NamedTuple):
 
     device: Any
     pieces: Pieces
-    arrays: tuple[Any, ...]  # f, params, a few examples, outputs
+    request: Request  # of a few examples
     rows: list[int]  # rows of tiles
     blocks: list[tuple[int, int]]  # side and number of those whose features it spills
     held: int  # blocks of x1 whose features it holds at once, at most
@@ -37,7 +38,7 @@ class Work:
 
     path: Path
     array: Any  # the open array
-    plan: Plan
+    schedule: Schedule
     x: tuple[Any, ...]  # x1, and x2 where there is one, of numpy arrays
     timings: dict[str, dict[str, float]]  # of each kind of work, all devices of this process
     done: Callable[[str], None]  # called with "features" or "tiles" after each one on the disk
@@ -46,7 +47,7 @@ class Work:
 
     @property
     def grid(self) -> Grid:
-        return self.plan.grid
+        return self.schedule.grid
 
 
 def is_done(work: Work, row: int, column: int) -> bool:
@@ -76,14 +77,13 @@ def _block(work: Work, side: int, number: int) -> Any:
 
 
 def _made(work: Work, hand: Hand, side: int, number: int) -> Any:
-    f, params, _, outputs = hand.arrays
     x = jax.device_put(_block(work, side, number), hand.device)
-    return jax.block_until_ready(hand.pieces.features[side](f, params, x, outputs))
+    return jax.block_until_ready(hand.pieces.features[side](hand.request.of(x)))
 
 
 def _features(work: Work, hand: Hand, side: int, number: int) -> Any:
     with _timed(work, "features"):
-        if not work.plan.spilled:
+        if not work.schedule.spilled:
             return _made(work, hand, side, number)
         read = files.read_features(
             files.features_file(work.path, side, number), hand.pieces.shapes[side]
@@ -107,10 +107,9 @@ def spill(work: Work, hand: Hand) -> None:
 
 def compute_tile(work: Work, hand: Hand, f1: Any, f2: Any | None) -> jax.Array:
     """Compute one tile; `f2=None`: on the diagonal."""
-    f, params, like, outputs = hand.arrays
     piece = hand.pieces.diagonal if f2 is None else hand.pieces.tile
     with _timed(work, "contraction"):
-        return jax.block_until_ready(piece(f, params, like, outputs, f1, f2))
+        return jax.block_until_ready(piece(hand.request, f1, f2))
 
 
 def _mirrored(tile: np.ndarray, reduce: str) -> np.ndarray:
@@ -127,7 +126,7 @@ def write_tile(work: Work, row: int, column: int, tile: jax.Array) -> None:
     with _timed(work, "writing"), files.on_disk(work.path):
         work.array[rows, columns].write(found).result()
         if work.grid.symmetric and row != column:
-            other = _mirrored(found, work.plan.spec.options.reduce)
+            other = _mirrored(found, work.schedule.options.reduce)
             work.array[columns, rows].write(other).result()
 
 
