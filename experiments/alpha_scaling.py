@@ -33,8 +33,10 @@ from matplotlib.figure import Figure
 
 from experiments.comparison import compare, member_summary
 from experiments.results import Results
+from experiments.settings import Descent
 from lazyjax import checks, plots
 from lazyjax.checkpoints import load_tree, save_tree
+from lazyjax.comparison import Comparison
 from lazyjax.data import TARGETS, make_dataset
 from lazyjax.kernels import ntk
 from lazyjax.metrics import relative_kernel_change
@@ -63,25 +65,19 @@ SLOPES = {  # array: what it is, the slope of Theorem 2.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Descent):
     """The practical's own setting, a wide network beside it, and a sweep of alpha."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
     float64: bool = True
     """Whether to compute in double precision: the sweep of alpha needs it."""
     n: int = 10
     """Training points."""
-    target: str = "middle"
-    """Target function: simple, middle or complex."""
     width: int = 8
     """Units of each of the five hidden layers."""
     alphas: tuple[float, ...] = (1.0, 100.0, 1000.0)
     """Output scales."""
     learning_rate: float = 0.01
     """Step size of gradient descent on the mean squared error / alpha^2."""
-    steps: int = 10_000
-    """Steps of full-batch gradient descent."""
     wide: int = 64
     """Units of each hidden layer of the wide network beside it."""
     wide_steps: int = 4000
@@ -100,12 +96,12 @@ class Config:
     """Steps of the sweep: all alphas have one flow time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.whole("n", self.n, least=2)
-        checks.one_of("target", self.target, TARGETS)
         checks.one_of("activation", self.activation, ACTIVATIONS)
-        for name in ("width", "wide", "steps", "wide_steps", "sweep_steps"):
+        for name in ("width", "wide", "wide_steps", "sweep_steps"):
             checks.whole(name, getattr(self, name), least=1)
-        for name in ("learning_rate", "wide_fraction", "sweep_rate"):
+        for name in ("wide_fraction", "sweep_rate"):
             checks.positive(name, getattr(self, name))
         for name in ("alphas", "wide_alphas", "sweep_alphas"):
             checks.whole(f"number of `{name}`", len(getattr(self, name)), least=1)
@@ -290,26 +286,22 @@ def run(config: Config) -> Results:
             grid_x=grid_x,
             alphas=scales,
         )
-        squares = np.square(alphas)  # show the error and the kernel of f, not those with alpha
-        for model in ("network", "tangent", "closed"):
-            part[f"{model}_loss"] = part[f"{model}_loss"] * squares[:, None]
-        part["kernels"] = part["kernels"] / squares[:, None, None, None]
-        part["successive_steps"] = np.asarray(
-            jax.vmap(_successive, (0, 0, 0, None, None))(
-                models, losses, history.params, data, jnp.asarray(rate, data.y.dtype)
-            )
+        part = part.scaled(np.square(alphas))  # the error and the kernel of f, not with alpha
+        successive = jax.vmap(_successive, (0, 0, 0, None, None))(
+            models, losses, history.params, data, jnp.asarray(rate, data.y.dtype)
         )
         for i, alpha in enumerate(alphas):
             numbers = member_summary(part, i) | {"learning rate": rate}
             for model in ("network", "tangent"):
-                error = np.mean(np.square(part[f"{model}_train"][i, -1] - part["y"]))
-                numbers[f"share of the variance left, {model}"] = float(error / np.var(part["y"]))
+                error = np.mean(np.square(part.models[model].train[i, -1] - part.y))
+                numbers[f"share of the variance left, {model}"] = float(error / np.var(part.y))
             summary[f"width {width} ({name}), alpha = {alpha:g}"] = numbers
         if name == "practical":
             summary["parameters"] = _parameters(params, history.final, config.alphas)
             trained = jax.tree.map(lambda w: w[0], history.final)
             summary["save and load"] = _save_and_load(f, trained, grid_x)
-        arrays |= {f"{name}/{key}": value for key, value in part.items()}
+        arrays |= part.arrays(f"{name}/")
+        arrays[f"{name}/successive_steps"] = np.asarray(successive)
 
     f, params = _network(sweep_key, config.width, data.x, config.activation)
     distances, points = _sweep(config, f, params, data)
@@ -401,9 +393,7 @@ def plot(results: Results) -> dict[str, Figure]:
     """Draw each network by alpha, its successive steps and its norms, and the sweep."""
     figures = {}
     for name, (_, alphas) in _networks(results.config).items():
-        prefix = f"{name}/"
-        mine = [k for k in results.arrays if k.startswith(prefix)]
-        part = {k.removeprefix(prefix): results.arrays[k] for k in mine}
+        part = Comparison.of(results.arrays, f"{name}/")
         drawn = plots.comparison(part, _labels(alphas), target_values=results.arrays["target"])
         for ax in (drawn["training"].axes[1], drawn["layers"].axes[0]):
             # movements fall as 1 / alpha: make room for the smallest

@@ -19,9 +19,11 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, ensemble, spread
+from experiments.comparison import compare, ensemble, range_of, spread
 from experiments.results import Results
+from experiments.settings import Descent
 from lazyjax import checks, plots
+from lazyjax.comparison import Comparison
 from lazyjax.data import TARGETS, make_dataset
 from lazyjax.models import shallow_mlp
 from lazyjax.training import train_ensemble
@@ -36,17 +38,9 @@ CASES = {  # name: label, colour
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Descent):
     """The practical's own setting."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
-    float64: bool = True
-    """Whether to compute in double precision."""
-    n: int = 15
-    """Training points."""
-    target: str = "middle"
-    """Target function: simple, middle or complex."""
     networks: int = 10
     """How many initialisations."""
     width: int = 100
@@ -61,14 +55,11 @@ class Config:
     """Steps of full-batch gradient descent."""
 
     def __post_init__(self) -> None:
-        checks.whole("n", self.n, least=1)
-        checks.one_of("target", self.target, TARGETS)
+        super().__post_init__()
         checks.whole("networks", self.networks, least=1)
         checks.whole("width", self.width, least=1)
         checks.positive("bad_learning_rate", self.bad_learning_rate)
         checks.whole("bad_steps", self.bad_steps, least=1)
-        checks.positive("learning_rate", self.learning_rate)
-        checks.whole("steps", self.steps, least=1)
 
 
 def run(config: Config) -> Results:
@@ -95,47 +86,37 @@ def run(config: Config) -> Results:
             grid_x=grid_x,
             anchor=anchor,
         )
-        arrays |= {f"{name}/{key}": value for key, value in compared.items()}
+        arrays |= compared.arrays(f"{name}/")
         summary[CASES[name][0]] = spread(compared)
     moved = spoiling.weight_movement[:, -1]
-    summary["relative movement of the weights in the bad steps"] = {
-        "median": float(np.median(moved)),
-        "least": float(np.min(moved)),
-        "most": float(np.max(moved)),
-    }
+    summary["relative movement of the weights in the bad steps"] = range_of(moved)
     arrays["target"] = np.asarray(TARGETS[config.target](grid_x))
     return Results(config=config, arrays=arrays, summary=summary)
 
 
-def _of(results: Results, case: str) -> dict[str, np.ndarray]:
-    prefix = f"{case}/"
-    return {
-        name.removeprefix(prefix): array
-        for name, array in results.arrays.items()
-        if name.startswith(prefix)
-    }
+def _of(results: Results, case: str) -> Comparison:
+    return Comparison.of(results.arrays, f"{case}/")
 
 
 def _gaps(results: Results) -> Figure:
     """Draw the functions before and after the bad steps, and the gap in every case."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9))
     after = _of(results, "after")
-    grid = after["grid_x"][:, 0]
+    grid = after.grid_x[:, 0]
     for ax, curves, title in (
         (axes[0], results.arrays["initial_grid"], "networks before the bad steps"),
-        (axes[1], after["network_grid"][:, 0], "networks after the bad steps"),
+        (axes[1], after.network.grid[:, 0], "networks after the bad steps"),
     ):
-        plots.target(ax, after["grid_x"], results.arrays["target"])
+        plots.target(ax, after.grid_x, results.arrays["target"])
         ax.plot(grid, curves[..., 0].T, color=plots.MODELS["network"][2], alpha=0.5)
-        plots.data(ax, after["x"], after["y"])
+        plots.data(ax, after.x, after.y)
         ax.set(title=title, xlabel="x", ylabel="f(w, x)")
     for name, (label, colour) in CASES.items():
-        arrays = _of(results, name)
-        lines = axes[2].plot(
-            1 + arrays["steps"][1:], arrays["gap_train"][:, 1:].T, color=colour, alpha=0.6
-        )
+        compared = _of(results, name)
+        gaps = compared.gap_train[:, 1:].T
+        lines = axes[2].plot(1 + compared.steps[1:], gaps, color=colour, alpha=0.6)
         lines[0].set_label(label)
-    axes[2].axhline(np.std(after["y"]), color="0.3", linestyle=":", label="size of the targets")
+    axes[2].axhline(np.std(after.y), color="0.3", linestyle=":", label="size of the targets")
     axes[2].set(
         xscale="log",
         yscale="log",
@@ -151,14 +132,14 @@ def plot(results: Results) -> dict[str, Figure]:
     """Draw the gaps of all cases together, and the comparison of each."""
     figures = {"gaps": _gaps(results)}
     for name in CASES:
-        compared = plots.comparison(_of(results, name), target_values=results.arrays["target"])
-        figures |= {f"{key}_{name}": figure for key, figure in compared.items()}
+        drawn = plots.comparison(_of(results, name), target_values=results.arrays["target"])
+        figures |= {f"{key}_{name}": figure for key, figure in drawn.items()}
     return figures
 
 
 def conclude(results: Results) -> list[str]:
     """Compare the cases by their gaps, in units of the targets."""
-    size = float(np.std(_of(results, "after")["y"]))
+    size = float(np.std(_of(results, "after").y))
     gap = "gap between network and tangent model, training points"
     gaps = {
         name: results.summary[label][gap]["median"] / size for name, (label, _) in CASES.items()

@@ -43,7 +43,9 @@ from matplotlib.figure import Figure
 
 from experiments.comparison import compare, member_summary
 from experiments.results import Results
+from experiments.settings import Descent, require_even
 from lazyjax import checks, plots
+from lazyjax.comparison import Comparison
 from lazyjax.data import TARGETS, excess_risk, make_dataset
 from lazyjax.dynamics import gradient_descent
 from lazyjax.models import Sinusoidal, from_linen, sinusoidal_features
@@ -56,19 +58,13 @@ QUICK = {"steps": 200, "inits": 2, "sweep_top": 40, "sweep_steps": 100, "data_se
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Descent):
     """The practical's own setting, and the second descent."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
-    float64: bool = True
-    """Whether to compute in double precision."""
     n: int = 50
     """Training points."""
     noise: float = 0.05
     """Standard deviation of the noise of the targets."""
-    target: str = "middle"
-    """Target function: simple, middle or complex."""
     frequency: float = 0.2 * math.pi
     """Of the features; 2 pi / frequency is their common period."""
     dimension: int = 30
@@ -95,29 +91,26 @@ class Config:
     """Data sets for the minimum-norm solution, drawn by NumPy from `seed`, `seed` + 1, .."""
 
     def __post_init__(self) -> None:
-        for name in ("n", "steps", "inits", "sweep_steps", "data_seeds"):
+        super().__post_init__()
+        for name in ("inits", "sweep_steps", "data_seeds"):
             checks.whole(name, getattr(self, name), least=1)
         for name in ("dimension", "sweep_top", "top"):
-            checks.whole(name, getattr(self, name), least=2)
-            if getattr(self, name) % 2:
-                raise ValueError(
-                    f"`{name}` must be even, half of it sines and half cosines, got "
-                    f"{getattr(self, name)}. Use {getattr(self, name) + 1}."
-                )
-        for name in ("frequency", "learning_rate", "sweep_rate", "fraction", "cutoff"):
+            require_even(name, getattr(self, name))
+        for name in ("frequency", "sweep_rate", "fraction", "cutoff"):
             checks.positive(name, getattr(self, name))
         checks.not_negative("noise", self.noise)
-        checks.one_of("target", self.target, TARGETS)
 
 
 # --- sections 23-25: one model
 
 
-def _one_model(config: Config, data: Dataset, key: jax.Array) -> tuple[dict, dict]:
+def _one_model(
+    config: Config, data: Dataset, key: jax.Array
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     f, params = from_linen(Sinusoidal(config.dimension, frequency=config.frequency), key, data.x)
     start = jax.tree.map(lambda w: w[None], params)
     grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
-    arrays, history = compare(
+    compared, history = compare(
         f,
         start,
         data,
@@ -125,13 +118,14 @@ def _one_model(config: Config, data: Dataset, key: jax.Array) -> tuple[dict, dic
         steps=config.steps,
         grid_x=grid_x,
     )
-    risk = jax.jit(lambda w: jax.lax.map(partial(excess_risk, f, target=config.target), w))
-    arrays["risk"] = np.asarray(risk(jax.tree.map(lambda w: w[0], history.params)))[None]
-    arrays["target"] = np.asarray(TARGETS[config.target](grid_x))
-    numbers = member_summary(arrays, 0)
-    numbers["excess risk"] = float(arrays["risk"][0, -1])
+    of_target = partial(excess_risk, f, target=config.target)
+    on_grid = jax.tree.map(lambda w: w[0], history.params)
+    risk = np.asarray(jax.jit(lambda w: jax.lax.map(of_target, w))(on_grid))
+    target = np.asarray(TARGETS[config.target](grid_x))
+    numbers = member_summary(compared, 0)
+    numbers["excess risk"] = float(risk[-1])
     numbers["test error"] = numbers["excess risk"] + config.noise**2
-    return arrays, numbers
+    return compared.arrays() | {"risk": risk[None], "target": target}, numbers
 
 
 # --- sections 26-27: the sweep. Features are padded to the largest dimension, and each member has a
@@ -340,23 +334,21 @@ def run(config: Config) -> Results:
 def _fit(results: Results) -> Figure:
     arrays, config = results.arrays, results.config
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    grid = arrays["grid_x"]
+    compared = Comparison.of(arrays)
+    grid = compared.grid_x
     plots.target(axes[0], grid, arrays["target"])
-    for model in ("network", "tangent", "closed"):
+    for model, own in compared.models.items():
         label, line, colour = plots.MODELS[model]
         label = "linear model" if model == "network" else label
-        axes[0].plot(
-            grid[:, 0], arrays[f"{model}_grid"][0, -1, :, 0], line, color=colour, label=label
-        )
-    plots.data(axes[0], arrays["x"], arrays["y"])
+        axes[0].plot(grid[:, 0], own.grid[0, -1, :, 0], line, color=colour, label=label)
+    plots.data(axes[0], compared.x, compared.y)
     axes[0].set(title=f"dimension {config.dimension}, after training", xlabel="x", ylabel="f(w, x)")
     axes[0].legend()
-    at = 1 + arrays["curve_steps"]
-    axes[1].plot(at, arrays["network_loss"][0], color=plots.COLOURS[0], label="training loss")
-    axes[1].plot(
-        1 + arrays["steps"], arrays["risk"][0], color=plots.COLOURS[2], label="excess risk"
-    )
-    error = arrays["risk"][0, -1] + config.noise**2
+    at, loss = 1 + compared.curve_steps, compared.network.loss[0]
+    axes[1].plot(at, loss, color=plots.COLOURS[0], label="training loss")
+    risk = arrays["risk"][0]
+    axes[1].plot(1 + compared.steps, risk, color=plots.COLOURS[2], label="excess risk")
+    error = risk[-1] + config.noise**2
     axes[1].axhline(
         error, linestyle="--", color=plots.COLOURS[3], label="final test error (risk + noise$^2$)"
     )

@@ -1,9 +1,10 @@
 """The network beside its tangent model and the closed form: one training of each, measured alike.
 
-What the experiments that train a network share. Everything has the members (seeds, widths, alphas)
-on axis 0, so that one call trains an ensemble, and `join` puts models of different shapes together.
+What the experiments that train a network share. Members are seeds, widths or alphas: one call
+trains an ensemble.
 """
 
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from lazyjax.comparison import ClosedForm, Comparison, Course
 from lazyjax.dynamics import gradient_descent
 from lazyjax.kernels import ntk
 from lazyjax.metrics import kernel_alignment, relative_kernel_change
@@ -40,8 +42,9 @@ def _closed_form(
     learning_rate: jax.Array,
     alpha: jax.Array,
     momentum: float,
-) -> dict[str, jax.Array]:
-    """Predict one member's tangent model: outputs and movement at `steps`."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Predict one member's tangent model at `steps`: outputs on both sets of points, and movement;
+    and give its critical learning rate."""
     f_lin = linearize(f, anchor)
     kernel = ntk(f, anchor, data.x)
     dynamics = gradient_descent(
@@ -55,24 +58,25 @@ def _closed_form(
     moved = dynamics.train(steps) - dynamics.train(jnp.zeros((1,), steps.dtype))
     square = jnp.sum(coefficients * moved, axis=(1, 2))  # norm(J^T a)^2 = a^T Theta a
     critical = alpha**2 * critical_learning_rate(kernel, momentum=momentum)
-    return {
-        "closed_train": dynamics.train(steps),
-        "closed_grid": dynamics.test(steps, ntk(f, anchor, grid_x, data.x), f_lin(start, grid_x)),
-        "closed_movement": jnp.sqrt(jnp.maximum(square, 0.0)) / optax.tree.norm(start),
-        "critical_learning_rate": critical,
-    }
+    return (
+        dynamics.train(steps),
+        dynamics.test(steps, ntk(f, anchor, grid_x, data.x), f_lin(start, grid_x)),
+        jnp.sqrt(jnp.maximum(square, 0.0)) / optax.tree.norm(start),
+        critical,
+    )
 
 
 @jax.jit
 @partial(jax.vmap, in_axes=(0, 0, None))
-def _kernels(f: ModelFunction, on_grid: Params, x: jax.Array) -> dict[str, jax.Array]:
-    """Compute the trace kernel of each member at each of its recorded parameters."""
+def _kernels(f: ModelFunction, on_grid: Params, x: jax.Array) -> tuple[jax.Array, ...]:
+    """Compute the trace kernel of each member at each of its recorded parameters, its relative
+    change from the first, and its alignment with that."""
     kernels = jax.lax.map(lambda w: ntk(f, w, x, reduce="trace"), on_grid)
-    return {
-        "kernels": kernels,
-        "kernel_change": jax.vmap(relative_kernel_change, (0, None))(kernels, kernels[0]),
-        "kernel_alignment": jax.vmap(kernel_alignment, (0, None))(kernels, kernels[0]),
-    }
+    return (
+        kernels,
+        jax.vmap(relative_kernel_change, (0, None))(kernels, kernels[0]),
+        jax.vmap(kernel_alignment, (0, None))(kernels, kernels[0]),
+    )
 
 
 @jax.jit
@@ -86,17 +90,18 @@ def _rms(difference: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(difference), axis=(-2, -1)))
 
 
-def _curves(name: str, history: History, at: np.ndarray) -> dict[str, np.ndarray]:
+def _course(history: History, at: np.ndarray, outputs: jax.Array, n: int) -> Course:
+    """Give the course of an ensemble, whose outputs on the n training points come first."""
     diverged_at = history.diverged_at if isinstance(history.diverged_at, tuple) else ()
-    curves = {
-        f"{name}_loss": history.loss[:, at],
-        f"{name}_movement": history.weight_movement[:, at],
-        f"{name}_diverged_at": np.array([-1 if t is None else t for t in diverged_at]),
-    }
-    layers = {
-        f"{name}_layer/{leaf}": curve[:, at] for leaf, curve in history.layer_movement.items()
-    }
-    return curves | layers
+    values = np.asarray(outputs)
+    return Course(
+        loss=history.loss[:, at],
+        movement=history.weight_movement[:, at],
+        layer={leaf: curve[:, at] for leaf, curve in history.layer_movement.items()},
+        diverged_at=np.array([-1 if t is None else t for t in diverged_at]),
+        train=values[:, :, :n],
+        grid=values[:, :, n:],
+    )
 
 
 def compare(
@@ -110,7 +115,7 @@ def compare(
     momentum: float = 0.0,
     anchor: Params | None = None,
     alphas: jax.Array | None = None,
-) -> tuple[dict[str, np.ndarray], History]:
+) -> tuple[Comparison, History]:
     """Train an ensemble and its tangent models alike, and predict the latter in closed form.
 
     Parameters
@@ -135,13 +140,7 @@ def compare(
 
     Returns
     -------
-    arrays : dict of arrays
-        Members on axis 0. `<model>_loss`, `<model>_movement`, `<model>_layer/<leaf>` (E, C) at
-        `curve_steps` (C,) for the models network and tangent; at `steps` (G,) `<model>_train`
-        (E, G, N, 1), `<model>_grid` (E, G, M, 1), `gap_train`, `gap_grid` (rms between network and
-        tangent model), `closed_gap` (rms between tangent model and closed form on the training
-        points) and `closed_movement`; at `kernel_steps` the kernels (E, P, N, N), ordered by x,
-        `kernel_change` and `kernel_alignment`.
+    Comparison
     history : History
         Of the networks.
     """
@@ -162,38 +161,49 @@ def compare(
         tangent, start, data, optimizer, label="tangent model", **settings
     )
 
-    grid = network_history.steps
+    grid, n = network_history.steps, len(data.x)
     at = log_grid(steps, points=CURVE_POINTS)
-    arrays = {"steps": grid, "curve_steps": at, "x": data.x, "y": data.y, "grid_x": grid_x}
-    arrays |= _curves("network", network_history, at) | _curves("tangent", tangent_history, at)
-    for name, model, history in (
-        ("network", f, network_history),
-        ("tangent", tangent, tangent_history),
-    ):
-        outputs = _outputs(model, history.params, np.concatenate([data.x, grid_x]))
-        arrays[f"{name}_train"] = outputs[:, :, : len(data.x)]
-        arrays[f"{name}_grid"] = outputs[:, :, len(data.x) :]
+    both = np.concatenate([data.x, grid_x])
+    network = _course(network_history, at, _outputs(f, network_history.params, both), n)
+    moved = _course(tangent_history, at, _outputs(tangent, tangent_history.params, both), n)
 
     closed = partial(_closed_form, momentum=momentum)
     rate = np.asarray(learning_rate, data.y.dtype)
-    arrays |= jax.vmap(closed, (0, 0, 0, None, None, None, None, 0))(
-        f, start, anchor, data, grid_x, grid, rate, scales
+    train, on_grid, movement, critical = map(
+        np.asarray,
+        jax.vmap(closed, (0, 0, 0, None, None, None, None, 0))(
+            f, start, anchor, data, grid_x, grid, rate, scales
+        ),
     )
-    arrays = {name: np.asarray(value) for name, value in arrays.items()}
-    arrays["closed_loss"] = (
-        np.mean(np.square(arrays["closed_train"] - arrays["y"]), axis=(-2, -1))
-        / np.square(np.asarray(scales))[:, None]
-    )
-    arrays["gap_train"] = _rms(arrays["network_train"] - arrays["tangent_train"])
-    arrays["gap_grid"] = _rms(arrays["network_grid"] - arrays["tangent_grid"])
-    arrays["closed_gap"] = _rms(arrays["closed_train"] - arrays["tangent_train"])
+    squares = np.mean(np.square(train - data.y), axis=(-2, -1))
 
     which = np.unique(np.linspace(0, len(grid) - 1, KERNEL_POINTS).astype(int))
-    on_grid = jax.tree.map(lambda w: w[:, which], network_history.params)
-    kernels = _kernels(f, on_grid, data.x)
-    arrays |= {name: np.asarray(value) for name, value in kernels.items()}
-    arrays["kernel_steps"] = grid[which]
-    return arrays, network_history
+    recorded = jax.tree.map(lambda w: w[:, which], network_history.params)
+    kernels, change, alignment = map(np.asarray, _kernels(f, recorded, data.x))
+    compared = Comparison(
+        x=data.x,
+        y=data.y,
+        grid_x=np.asarray(grid_x),
+        steps=grid,
+        curve_steps=at,
+        kernel_steps=grid[which],
+        network=network,
+        tangent=moved,
+        closed=ClosedForm(
+            loss=squares / np.square(scales)[:, None],
+            movement=movement,
+            train=train,
+            grid=on_grid,
+            gap=_rms(train - moved.train),
+        ),
+        gap_train=_rms(network.train - moved.train),
+        gap_grid=_rms(network.grid - moved.grid),
+        kernels=kernels,
+        kernel_change=change,
+        kernel_alignment=alignment,
+        critical_learning_rate=critical,
+    )
+    return compared, network_history
 
 
 def ensemble(
@@ -206,52 +216,40 @@ def ensemble(
     return f, params
 
 
-_SHARED = ("steps", "curve_steps", "x", "y", "grid_x", "kernel_steps")
-
-
-def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Put the arrays of several comparisons together, members on axis 0."""
-    return {
-        name: parts[0][name]
-        if name in _SHARED
-        else np.concatenate([part[name] for part in parts], axis=0)
-        for name in parts[0]
-    }
-
-
-def member_summary(arrays: dict[str, np.ndarray], index: int) -> dict[str, float]:
+def member_summary(compared: Comparison, index: int) -> dict[str, float]:
     """Give the numbers to conclude from for one member."""
-    change = _rms(arrays["network_train"][index, -1] - arrays["network_train"][index, 0])
+    network, tangent, closed = compared.network, compared.tangent, compared.closed
+    gap = compared.gap_train[index, -1]
     numbers = {
-        "final loss of the network": arrays["network_loss"][index, -1],
-        "final loss of the tangent model": arrays["tangent_loss"][index, -1],
-        "final loss in closed form": arrays["closed_loss"][index, -1],
-        "relative weight movement of the network": arrays["network_movement"][index, -1],
-        "relative weight movement of the tangent model": arrays["tangent_movement"][index, -1],
-        "gap between network and tangent model, training points": arrays["gap_train"][index, -1],
-        "gap between network and tangent model, grid": arrays["gap_grid"][index, -1],
-        "the same over the change of the network": arrays["gap_train"][index, -1] / change,
-        "largest gap between tangent model and closed form": np.max(arrays["closed_gap"][index]),
-        "relative kernel change": arrays["kernel_change"][index, -1],
-        "kernel alignment": arrays["kernel_alignment"][index, -1],
-        "critical learning rate": arrays["critical_learning_rate"][index],
+        "final loss of the network": network.loss[index, -1],
+        "final loss of the tangent model": tangent.loss[index, -1],
+        "final loss in closed form": closed.loss[index, -1],
+        "relative weight movement of the network": network.movement[index, -1],
+        "relative weight movement of the tangent model": tangent.movement[index, -1],
+        "gap between network and tangent model, training points": gap,
+        "gap between network and tangent model, grid": compared.gap_grid[index, -1],
+        "the same over the change of the network": gap
+        / _rms(network.train[index, -1] - network.train[index, 0]),
+        "largest gap between tangent model and closed form": np.max(closed.gap[index]),
+        "relative kernel change": compared.kernel_change[index, -1],
+        "kernel alignment": compared.kernel_alignment[index, -1],
+        "critical learning rate": compared.critical_learning_rate[index],
     }
     return {name: float(value) for name, value in numbers.items()}
 
 
-def summarise(arrays: dict[str, np.ndarray], labels: list[str]) -> dict[str, dict[str, float]]:
+def summarise(compared: Comparison, labels: list[str]) -> dict[str, dict[str, float]]:
     """Give `member_summary` for each member by its label."""
-    return {label: member_summary(arrays, i) for i, label in enumerate(labels)}
+    return {label: member_summary(compared, i) for i, label in enumerate(labels)}
 
 
-def spread(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Give median, least and most over the members of every number of `member_summary`."""
-    members = [member_summary(arrays, i) for i in range(len(arrays["network_loss"]))]
-    statistics = {"median": np.median, "least": np.min, "most": np.max}
-    return {
-        name: {
-            statistic: float(of([member[name] for member in members]))
-            for statistic, of in statistics.items()
-        }
-        for name in members[0]
-    }
+def range_of(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Give median, least and most of a number over the members."""
+    least, median, most = np.min(values), np.median(values), np.max(values)
+    return {"median": float(median), "least": float(least), "most": float(most)}
+
+
+def spread(compared: Comparison) -> dict[str, dict[str, float]]:
+    """Give `range_of` every number of `member_summary`."""
+    members = [member_summary(compared, i) for i in range(compared.members)]
+    return {name: range_of([member[name] for member in members]) for name in members[0]}

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, join, summarise
+from experiments.comparison import compare, summarise
 from experiments.results import Results
+from experiments.settings import Descent
 from lazyjax import checks, plots
+from lazyjax.comparison import Comparison, join
 from lazyjax.data import TARGETS, make_dataset
 from lazyjax.kernels import ntk
 from lazyjax.models import deep_mlp, from_linen
@@ -28,35 +30,22 @@ QUICK = {"steps": 300, "wide": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Descent):
     """The practical's own setting, and a wide network beside it."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
-    float64: bool = True
-    """Whether to compute in double precision."""
-    n: int = 15
-    """Training points."""
-    target: str = "middle"
-    """Target function: simple, middle or complex."""
     width: int = 10
     """Units of each of the five hidden layers."""
     learning_rate: float = 0.1
     """Step size of gradient descent on the mean squared error."""
-    steps: int = 10_000
-    """Steps of full-batch gradient descent."""
     wide: int = 64
     """Units of each hidden layer of the wide network beside it."""
     wide_fraction: float = 0.5
     """Learning rate of the wide network, as a fraction of its critical one."""
 
     def __post_init__(self) -> None:
-        checks.whole("n", self.n, least=1)
-        checks.one_of("target", self.target, TARGETS)
+        super().__post_init__()
         checks.whole("width", self.width, least=1)
         checks.whole("wide", self.wide, least=1)
-        checks.whole("steps", self.steps, least=1)
-        checks.positive("learning_rate", self.learning_rate)
         checks.positive("wide_fraction", self.wide_fraction)
 
 
@@ -76,15 +65,15 @@ def run(config: Config) -> Results:
         if fraction is not None:
             rate = fraction * critical_learning_rate(ntk(f, params, data.x))
         start = jax.tree.map(lambda w: w[None], params)
-        arrays, _ = compare(
+        compared, _ = compare(
             f, start, data, learning_rate=float(rate), steps=config.steps, grid_x=grid_x
         )
-        parts.append(arrays)
+        parts.append(compared)
         rates.append(float(rate))
 
-    arrays = join(parts)
-    arrays["target"] = np.asarray(TARGETS[config.target](grid_x))
-    summary = summarise(arrays, _labels(config))
+    compared = join(parts)
+    arrays = compared.arrays() | {"target": np.asarray(TARGETS[config.target](grid_x))}
+    summary = summarise(compared, _labels(config))
     for label, rate in zip(summary, rates, strict=True):
         summary[label]["learning rate"] = rate
     return Results(config=config, arrays=arrays, summary=summary)
@@ -97,7 +86,9 @@ def _labels(config: Config) -> list[str]:
 def plot(results: Results) -> dict[str, Figure]:
     """Draw functions, training, layers and kernels."""
     return plots.comparison(
-        results.arrays, _labels(results.config), target_values=results.arrays["target"]
+        Comparison.of(results.arrays),
+        _labels(results.config),
+        target_values=results.arrays["target"],
     )
 
 

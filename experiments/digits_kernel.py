@@ -27,6 +27,7 @@ import optax
 from matplotlib.figure import Figure
 
 from experiments.results import Missing, Results
+from experiments.settings import Settings
 from lazyjax import checks, plots
 from lazyjax.kernels import ntk
 from lazyjax.metrics import relative_kernel_change, relative_weight_movement, target_alignment
@@ -59,7 +60,7 @@ STAGES = ("initial", "final")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Sizes for two cores and five minutes."""
 
     seed: int = 0

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from experiments.results import Results
+from experiments.settings import Settings
 from experiments.surface import curvature, descend, integrate, steepness, values
 from lazyjax import checks, plots
 from lazyjax.training import log_grid
@@ -37,13 +38,11 @@ JUMPING = 1e-3  # a longer step at the end counts as jumping
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """The practical's own setting."""
 
     seed: int = 0
     """Seed of the starts."""
-    float64: bool = True
-    """Whether to compute in double precision."""
     starts: int = 100
     """Points that descend."""
     reach: float = 1.5

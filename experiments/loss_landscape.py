@@ -28,6 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from experiments.results import Results
+from experiments.settings import Settings
 from lazyjax import checks, plots
 from lazyjax.tangent import linearize, scale
 from lazyjax.training import scale_loss, train_ensemble
@@ -40,13 +41,11 @@ TEXT_W0 = 0.4  # the default of the text's functions, which its cell does not us
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """The practical's own setting."""
 
     seed: int = 0
     """Unused: nothing is random here."""
-    float64: bool = True
-    """Whether to compute in double precision."""
     w0: float = 1.5
     """The anchor, where h is 0."""
     x: float = 1.5

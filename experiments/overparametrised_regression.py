@@ -29,6 +29,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from experiments.results import Results
+from experiments.settings import Settings
 from lazyjax import checks, plots
 from lazyjax.dynamics import gradient_descent
 from lazyjax.spectrum import wishart_edge
@@ -41,13 +42,9 @@ MOVES = 1e-10  # a coordinate moves if it does by more than this
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """The practical's own setting, and more weights than points beside it."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
-    float64: bool = True
-    """Whether to compute in double precision."""
     p: int = 100
     """Weights."""
     n: int = 5000

@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 
 from experiments.comparison import compare, ensemble, spread
 from experiments.results import Results
+from experiments.settings import Descent
 from lazyjax import checks, plots
+from lazyjax.comparison import Comparison
 from lazyjax.data import TARGETS, make_dataset
 from lazyjax.models import shallow_mlp
 
@@ -26,17 +28,9 @@ QUICK = {"steps": 300, "networks": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Descent):
     """The practical's own setting."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
-    float64: bool = True
-    """Whether to compute in double precision."""
-    n: int = 15
-    """Training points."""
-    target: str = "middle"
-    """Target function: simple, middle or complex."""
     networks: int = 10
     """How many initialisations."""
     width: int = 10
@@ -47,12 +41,9 @@ class Config:
     """Steps of full-batch gradient descent."""
 
     def __post_init__(self) -> None:
-        checks.whole("n", self.n, least=1)
-        checks.one_of("target", self.target, TARGETS)
+        super().__post_init__()
         checks.whole("networks", self.networks, least=1)
         checks.whole("width", self.width, least=1)
-        checks.positive("learning_rate", self.learning_rate)
-        checks.whole("steps", self.steps, least=1)
 
 
 def run(config: Config) -> Results:
@@ -61,7 +52,7 @@ def run(config: Config) -> Results:
     data = make_dataset(data_key, n=config.n, target=config.target)
     grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
     f, start = ensemble(shallow_mlp(config.width), key, data.x, config.networks)
-    arrays, _ = compare(
+    compared, _ = compare(
         f,
         start,
         data,
@@ -69,15 +60,16 @@ def run(config: Config) -> Results:
         steps=config.steps,
         grid_x=grid_x,
     )
-    arrays["target"] = np.asarray(TARGETS[config.target](grid_x))
+    arrays = compared.arrays() | {"target": np.asarray(TARGETS[config.target](grid_x))}
     parameters = sum(w[0].size for w in jax.tree.leaves(start))
-    summary = {"parameters of a network": parameters, "over the networks": spread(arrays)}
+    summary = {"parameters of a network": parameters, "over the networks": spread(compared)}
     return Results(config=config, arrays=arrays, summary=summary)
 
 
 def plot(results: Results) -> dict[str, Figure]:
     """Draw functions, training, layers and kernels over the seeds."""
-    return plots.comparison(results.arrays, target_values=results.arrays["target"])
+    compared = Comparison.of(results.arrays)
+    return plots.comparison(compared, target_values=results.arrays["target"])
 
 
 def conclude(results: Results) -> list[str]:

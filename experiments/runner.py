@@ -31,6 +31,7 @@ from rich.progress import (
 import experiments
 from experiments import results as disk
 from experiments.report import write_report
+from experiments.settings import Settings
 from lazyjax import checks, plots
 from lazyjax.training import progress as training_progress
 
@@ -42,7 +43,7 @@ class Experiment(Protocol):
     __doc__: str
     SECTIONS: str
     QUICK: dict[str, Any]
-    Config: Any
+    Config: type[Settings]
     run: Callable[[Any], disk.Results]
     plot: Callable[[disk.Results], dict[str, Figure]]
     conclude: Callable[[disk.Results], list[str]]

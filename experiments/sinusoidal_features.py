@@ -20,7 +20,7 @@ Source: practical, sections 4-7 (dimensions 8, 200 and ten times 100; learning r
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -30,9 +30,12 @@ import numpy as np
 from jax.tree_util import Partial
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, ensemble, member_summary, spread
+from experiments.comparison import compare, ensemble, member_summary, range_of, spread
 from experiments.results import Results
+from experiments.settings import Descent, require_even
 from experiments.sinusoidal_figures import (
+    BIAS,
+    Trained,
     cases,
     draw_functions,
     draw_kernels,
@@ -43,6 +46,7 @@ from experiments.sinusoidal_figures import (
 )
 from experiments.target_functions import best_periodic, risk_floor
 from lazyjax import checks
+from lazyjax.comparison import Comparison
 from lazyjax.data import TARGETS, excess_risk, make_dataset
 from lazyjax.models import Sinusoidal, sinusoidal_features
 from lazyjax.types import Params
@@ -54,17 +58,9 @@ GRID = 1001  # ten points a wave of the fastest feature
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Descent):
     """The practical's own setting, at its frequency and at that of its section 24."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
-    float64: bool = True
-    """Whether to compute in double precision."""
-    n: int = 15
-    """Training points."""
-    target: str = "middle"
-    """Target function: simple, middle or complex."""
     frequencies: tuple[float, ...] = (2 * math.pi, 0.2 * math.pi)
     """The features are sin(frequency k x) and cos(frequency k x)."""
     first_k: int = 0
@@ -77,30 +73,20 @@ class Config:
     """Features of the models from many initialisations."""
     networks: int = 10
     """How many initialisations."""
-    learning_rate: float = 0.01
-    """Step size of gradient descent on the mean squared error."""
     steps: int = 10_000
     """Steps of the small model and of the ensemble."""
     wide_steps: int = 100
     """Steps of the large model."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.whole("n", self.n, least=2)
-        checks.one_of("target", self.target, TARGETS)
         checks.whole("number of `frequencies`", len(self.frequencies), least=1)
         checks.positive("frequencies", np.asarray(self.frequencies, np.float64))
         checks.whole("first_k", self.first_k, least=0)
         for name in ("dimension", "wide_dimension", "ensemble_dimension"):
-            value = getattr(self, name)
-            checks.whole(name, value, least=2)
-            if value % 2:
-                raise ValueError(
-                    f"`{name}` must be even, half of it sines and half cosines, got {value}. "
-                    f"Use {value + 1}."
-                )
+            require_even(name, getattr(self, name))
         checks.whole("networks", self.networks, least=1)
-        checks.positive("learning_rate", self.learning_rate)
-        checks.whole("steps", self.steps, least=1)
         checks.whole("wide_steps", self.wide_steps, least=1)
 
 
@@ -165,7 +151,7 @@ def _weights_to_risks(f: Partial, on_grid: Params, target: Partial) -> jax.Array
 
 def _train(
     config: Config, data: Any, dimensions: list[tuple[int, jax.Array, int]], steps: int
-) -> dict[str, np.ndarray]:
+) -> Trained:
     """Train models of some (dimension, key, members) at every frequency, as one ensemble."""
     largest = max(dimension for dimension, _, _ in dimensions)
     starts, used = [], []
@@ -178,23 +164,31 @@ def _train(
     frequency = np.repeat(np.asarray(config.frequencies, data.x.dtype), len(used))
     f = Partial(padded_model(config.first_k), jnp.asarray(frequency), jnp.asarray(used * times))
     grid_x = jnp.linspace(-1.0, 1.0, GRID, dtype=data.x.dtype)[:, None]
-    arrays, history = compare(
+    compared, history = compare(
         f, start, data, learning_rate=config.learning_rate, steps=steps, grid_x=grid_x
     )
-    arrays["risk"] = np.asarray(
-        _weights_to_risks(f, history.params, Partial(TARGETS[config.target]))
+    kernels = compared.kernels[:, 0]
+    eigenvalues, vectors = np.linalg.eigh(kernels)
+    kept = eigenvalues > config.n * np.finfo(kernels.dtype).eps * eigenvalues[:, -1:]
+    y = (vectors.swapaxes(1, 2) @ compared.y[None])[..., 0]  # in the eigenbasis
+    target = Partial(TARGETS[config.target])
+
+    def drawn(course: Any) -> Any:
+        return replace(course, grid=course.grid[:, [0, -1]])  # before and after
+
+    return Trained(
+        compared=replace(
+            compared,
+            network=drawn(compared.network),
+            tangent=drawn(compared.tangent),
+            closed=drawn(compared.closed),
+            kernels=kernels[:, None],  # it stays the same: one is enough
+        ),
+        risk=np.asarray(_weights_to_risks(f, history.params, target)),
+        eigenvalues=eigenvalues,
+        rank=np.sum(kept, axis=1),
+        least_loss=np.sum(np.where(kept, 0.0, np.square(y)), axis=1) / config.n,
     )
-    for name in ("network_grid", "tangent_grid", "closed_grid"):
-        arrays[name] = arrays[name][:, [0, -1]]  # before and after: what is drawn
-    kernels = arrays.pop("kernels")[:, 0]  # it stays the same: one is enough
-    arrays["kernel"] = kernels
-    arrays["eigenvalues"], vectors = np.linalg.eigh(kernels)
-    cutoff = config.n * np.finfo(kernels.dtype).eps * arrays["eigenvalues"][:, -1:]
-    kept = arrays["eigenvalues"] > cutoff
-    y = (vectors.swapaxes(1, 2) @ arrays["y"][None])[..., 0]  # in the eigenbasis
-    arrays["rank"] = np.sum(kept, axis=1)
-    arrays["least_loss"] = np.sum(np.where(kept, 0.0, np.square(y)), axis=1) / config.n
-    return arrays
 
 
 def run(config: Config) -> Results:
@@ -206,10 +200,10 @@ def run(config: Config) -> Results:
         "long": _train(config, data, longer, config.steps),
         "short": _train(config, data, [(config.wide_dimension, wide, 1)], config.wide_steps),
     }
-    arrays = {
-        f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()
-    }
-    grid_x = jnp.asarray(groups["long"]["grid_x"])
+    arrays = {}
+    for group, trained in groups.items():
+        arrays |= trained.arrays(f"{group}/")
+    grid_x = jnp.asarray(groups["long"].compared.grid_x)
     arrays["target"] = np.asarray(jax.jit(TARGETS[config.target])(grid_x))
     target, periods = TARGETS[config.target], [2 * math.pi / w for w in config.frequencies]
     arrays["periodic"] = np.stack([best_periodic(target, period, grid_x) for period in periods])
@@ -226,24 +220,21 @@ def run(config: Config) -> Results:
     return results
 
 
-def _numbers(arrays: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
+def _numbers(trained: Trained, config: Config) -> dict[str, Any]:
     """Give the numbers of a case: plain for one member, median and range for more."""
-    alone = len(arrays["risk"]) == 1
+    compared = trained.compared
     named = {
-        "excess risk": arrays["risk"][:, -1],
-        "relative movement of the output bias": arrays["network_layer/output/bias"][:, -1],
-        "least training loss of these features": arrays["least_loss"],
-        "rank of the kernel": arrays["rank"],
+        "excess risk": trained.risk[:, -1],
+        "relative movement of the output bias": compared.network.layer[BIAS][:, -1],
+        "least training loss of these features": trained.least_loss,
+        "rank of the kernel": trained.rank,
         "learning rate over the critical one": config.learning_rate
-        / arrays["critical_learning_rate"],
-        "largest gap between network and tangent model": arrays["gap_train"].max(axis=1),
+        / compared.critical_learning_rate,
+        "largest gap between network and tangent model": compared.gap_train.max(axis=1),
     }
-    if alone:
-        return member_summary(arrays, 0) | {name: float(v[0]) for name, v in named.items()}
-    return spread(arrays) | {
-        name: {"median": float(np.median(v)), "least": float(v.min()), "most": float(v.max())}
-        for name, v in named.items()
-    }
+    if compared.members == 1:
+        return member_summary(compared, 0) | {name: float(v[0]) for name, v in named.items()}
+    return spread(compared) | {name: range_of(values) for name, values in named.items()}
 
 
 def plot(results: Results) -> dict[str, Figure]:
@@ -258,18 +249,19 @@ def plot(results: Results) -> dict[str, Figure]:
 
 def conclude(results: Results) -> list[str]:
     """Say how large the gap was, how the movements spread, and what the frequency costs."""
-    config, arrays = results.config, results.arrays
+    config = results.config
     small, _, many = cases(config)
-    gaps = [arrays[f"{group}/gap_train"].max() for group in ("long", "short")]
-    closed = [arrays[f"{group}/closed_gap"].max() for group in ("long", "short")]
-    moved = [arrays[f"{group}/kernel_change"].max() for group in ("long", "short")]
-    weights = select(results, many, 0)["network_movement"][:, -1]
-    bias = select(results, many, 0)["network_layer/output/bias"][:, -1]
+    long, short = (Comparison.of(results.arrays, f"{group}/") for group in ("long", "short"))
+    gaps = [compared.gap_train.max() for compared in (long, short)]
+    closed = [compared.closed.gap.max() for compared in (long, short)]
+    moved = [compared.kernel_change.max() for compared in (long, short)]
+    network = select(results, many, 0).compared.network
+    weights, bias = network.movement[:, -1], network.layer[BIAS][:, -1]
     sentences = [
         f"Over all models and recorded steps the gap between network and tangent model is at most "
         f"{max(gaps):.1e}, that between tangent model and closed form {max(closed):.1e}, and the "
         f"kernel moved by {max(moved):.0e}; the weights meanwhile moved by up to "
-        f"{arrays['long/network_movement'].max():.2f} of their norm.",
+        f"{long.network.movement.max():.2f} of their norm.",
         f"Over {config.networks} seeds ({frequency_label(config.frequencies[0])}) the relative "
         f"movement of all weights ends between {weights.min():.2f} and {weights.max():.2f}, that "
         f"of the output bias between {bias.min():.2f} and {bias.max():.2f}.",
@@ -278,7 +270,7 @@ def conclude(results: Results) -> list[str]:
         rows = results.summary[frequency_label(frequency)]
         risk = rows[many.label]["excess risk"]
         risk = risk if isinstance(risk, float) else risk["median"]
-        least = float(select(results, small, at)["least_loss"][0])
+        least = float(select(results, small, at).least_loss[0])
         loss = rows[small.label]["final loss of the network"]
         floor = rows["risk floor of all features of this frequency"]
         sentences.append(

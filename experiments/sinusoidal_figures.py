@@ -1,6 +1,7 @@
 """The cases of `sinusoidal_features`, where their arrays are, and the figures drawn from them."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -12,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.results import Results
 from lazyjax import plots
+from lazyjax.comparison import Comparison
 
-SHARED = ("steps", "curve_steps", "x", "y", "grid_x", "kernel_steps")  # the same for all members
 FLOOR_COLOUR = plots.COLOURS[3]
 
 
@@ -43,16 +44,32 @@ def frequency_label(frequency: float) -> str:
     return f"frequency {frequency / math.pi:g} π"
 
 
-def select(results: Results, case: Case, at: int) -> dict[str, np.ndarray]:
-    """Give the arrays of one case at frequency number `at`, its members on axis 0."""
+class Trained(NamedTuple):
+    """What models that were trained together leave, members on axis 0."""
+
+    compared: Comparison  # functions (E, 2, M, 1), before and after; kernels (E, 1, N, N)
+    risk: np.ndarray  # (E, G), excess risk
+    eigenvalues: np.ndarray  # (E, N), of the kernel, rising
+    rank: np.ndarray  # (E,), of the kernel
+    least_loss: np.ndarray  # (E,), that the features allow
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        compared, *others = self
+        mine = zip(self._fields[1:], others, strict=True)
+        return compared.arrays(prefix) | {prefix + name: array for name, array in mine}
+
+    @staticmethod
+    def of(arrays: Mapping[str, np.ndarray], prefix: str) -> "Trained":
+        others = (arrays[prefix + name] for name in Trained._fields[1:])
+        return Trained(Comparison.of(arrays, prefix), *others)
+
+
+def select(results: Results, case: Case, at: int) -> Trained:
+    """Give what one case left at frequency number `at`."""
     block = sum(c.members for c in cases(results.config) if c.group == case.group)
     rows = slice(at * block + case.first, at * block + case.first + case.members)
-    arrays = {}
-    for name, value in results.arrays.items():
-        group, _, rest = name.partition("/")
-        if group == case.group:
-            arrays[rest] = value if rest in SHARED else value[rows]
-    return arrays
+    compared, *others = Trained.of(results.arrays, f"{case.group}/")
+    return Trained(compared.of_members(rows), *(array[rows] for array in others))
 
 
 def _has_floor(results: Results, at: int) -> bool:
@@ -77,21 +94,21 @@ def draw_functions(results: Results) -> Figure:
     )
     for at, frequency in enumerate(config.frequencies):
         for ax, (case, when) in zip(axes[at], panels, strict=True):
-            of_case = select(results, case, at)
-            grid = of_case["grid_x"]
+            of_case = select(results, case, at).compared
+            grid = of_case.grid_x
             plots.target(ax, grid, arrays["target"])
             if _has_floor(results, at):
                 ax.plot(grid[:, 0], arrays["periodic"][at][:, 0], "-.", color=FLOOR_COLOUR)
-            for model in ("network", "tangent", "closed"):
+            for model, own in of_case.models.items():
                 _, line, colour = plots.MODELS[model]
-                curves = of_case[f"{model}_grid"][:, when, :, 0]
+                curves = own.grid[:, when, :, 0]
                 if model == "network":
                     ax.plot(grid[:, 0], curves[1:].T, line, color=colour, alpha=0.35, linewidth=0.8)
                 if model == "closed":  # dots: a dotted line would hide fast waves
                     ax.plot(grid[::20, 0], curves[0, ::20], ".", color=colour, markersize=3.5)
                     continue
                 ax.plot(grid[:, 0], curves[0], line, color=colour, linewidth=1.3)
-            plots.data(ax, of_case["x"], of_case["y"])
+            plots.data(ax, of_case.x, of_case.y)
             if at == 0:
                 state = "before training" if when == 0 else "after training"
                 ax.set_title(case.label if case.members == 1 else f"{case.label}, {state}")
@@ -115,26 +132,28 @@ def draw_functions(results: Results) -> Figure:
     return figure
 
 
-def _draw_curves(ax: Axes, of_case: dict[str, np.ndarray], case: Case, quantity: str) -> None:
-    skip = quantity != "loss"  # a movement is 0 at step 0, which a log axis has not
-    for model in ("network", "tangent", "closed"):
-        name = f"{model}_{quantity}"
-        if name not in of_case:
-            continue
-        at = 1 + of_case["steps" if model == "closed" else "curve_steps"]
+BIAS = "output/bias"
+
+
+def _draw_curves(axes: Sequence[Axes], compared: Comparison, case: Case) -> None:
+    """Draw losses, movements of all weights, and those of the output bias."""
+    for model, own in compared.models.items():
+        at = 1 + (compared.steps if model == "closed" else compared.curve_steps)
         colour = "black" if model == "closed" else case.colour
         line = plots.MODELS[model][1]
         if model == "tangent":
             colour, line = "white", (0, (3, 3))  # it lies on the network's line
-        width = {"network": 2.6, "tangent": 1.2, "closed": 1.2}[model]
-        ax.plot(
-            at[skip:],
-            of_case[name][:, skip:].T,
-            linestyle=line,
-            color=colour,
-            alpha=_shade(case),
-            linewidth=width,
-        )
+        look: dict[str, Any] = {
+            "linestyle": line,
+            "color": colour,
+            "alpha": _shade(case),
+            "linewidth": 2.6 if model == "network" else 1.2,
+        }
+        axes[0].plot(at, own.loss.T, **look)
+        # a movement is 0 at step 0, which a log axis has not
+        axes[1].plot(at[1:], own.movement[:, 1:].T, **look)
+        if model != "closed":
+            axes[2].plot(at[1:], own.layer[BIAS][:, 1:].T, **look)
 
 
 def draw_training(results: Results) -> Figure:
@@ -147,21 +166,19 @@ def draw_training(results: Results) -> Figure:
     for at, frequency in enumerate(config.frequencies):
         for case in cases(config):
             of_case = select(results, case, at)
-            for ax, quantity in zip(
-                axes[at], ("loss", "movement", "layer/output/bias"), strict=False
-            ):
-                _draw_curves(ax, of_case, case, quantity)
-            least = float(of_case["least_loss"][0])
+            compared = of_case.compared
+            _draw_curves(axes[at], compared, case)
+            least = float(of_case.least_loss[0])
             if least > 1e-8:
                 axes[at, 0].axhline(least, linestyle="-.", linewidth=1, color=case.colour)
-            steps = 1 + of_case["steps"]
-            change = of_case["network_train"] - of_case["network_train"][:, :1]
+            steps = 1 + compared.steps
+            change = compared.network.train - compared.network.train[:, :1]
             change = np.sqrt(np.mean(np.square(change), axis=(-2, -1)))
             style = {"color": case.colour, "alpha": _shade(case)}
             axes[at, 3].plot(steps[1:], change[:, 1:].T, "-", linewidth=1.2, **style)
-            axes[at, 3].plot(steps, of_case["gap_train"].T, ".", markersize=4, **style)
+            axes[at, 3].plot(steps, compared.gap_train.T, ".", markersize=4, **style)
             style["color"] = "black"
-            axes[at, 3].plot(steps, of_case["closed_gap"].T, ".", markersize=1.5, **style)
+            axes[at, 3].plot(steps, compared.closed.gap.T, ".", markersize=1.5, **style)
         axes[at, 0].set_ylabel(f"{frequency_label(frequency)}\n\nloss")
         axes[at, 1].set_ylabel(r"$\|w - w_0\| \,/\, \|w_0\|$")
         axes[at, 2].set_ylabel(r"$|b - b_0| \,/\, |b_0|$")
@@ -221,7 +238,7 @@ def draw_risk(results: Results) -> Figure:
         for case in cases(config):
             of_case = select(results, case, at)
             style = {"color": case.colour, "alpha": _shade(case)}
-            ax.plot(1 + of_case["steps"], of_case["risk"].T, **style)
+            ax.plot(1 + of_case.compared.steps, of_case.risk.T, **style)
         if _has_floor(results, at):
             floor = float(arrays["floors"][at])
             ax.axhline(floor, linestyle="-.", color=FLOOR_COLOUR)
@@ -250,15 +267,15 @@ def draw_kernels(results: Results) -> Figure:
     for at, frequency in enumerate(config.frequencies):
         for ax, case in zip(axes[at], cases(config), strict=False):
             of_case = select(results, case, at)
-            image = ax.imshow(of_case["kernel"][0])
+            image = ax.imshow(of_case.compared.kernels[0, 0])
             figure.colorbar(image, ax=ax, shrink=0.85)
             ax.grid(visible=False)
             ax.set(xticks=[], yticks=[], xlabel="training points, by x")
-            moved = of_case["kernel_change"].max()
+            moved = of_case.compared.kernel_change.max()
             ax.set_title(f"{case.label.split(',')[0]}, moved by {moved:.0e}")
-            values = of_case["eigenvalues"][0, ::-1]
+            values = of_case.eigenvalues[0, ::-1]
             index = 1 + np.arange(len(values))
-            kept = index <= of_case["rank"][0]
+            kept = index <= of_case.rank[0]
             axes[at, 3].plot(index[kept], values[kept], "o-", color=case.colour, markersize=4)
         axes[at, 0].set_ylabel(frequency_label(frequency))
         ax = axes[at, 3]

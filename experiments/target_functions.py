@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.results import Results
+from experiments.settings import Fit
 from lazyjax import checks, plots
 from lazyjax.data import TARGETS, Target, excess_risk, make_dataset
 
@@ -29,15 +30,11 @@ PREDICTORS = ("best constant", "best straight line", "best of period 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Fit):
     """The practical's own setting."""
 
     seed: int = 0
     """Seed of the data."""
-    float64: bool = True
-    """Whether to compute in double precision."""
-    n: int = 15
-    """Training points."""
     noise: float = 0.0
     """Standard deviation of the noise of y."""
     target: str = "middle"
@@ -46,9 +43,8 @@ class Config:
     """Points of the grid on which the targets are drawn."""
 
     def __post_init__(self) -> None:
-        checks.whole("n", self.n, least=1)
+        super().__post_init__()
         checks.not_negative("noise", self.noise)
-        checks.one_of("target", self.target, TARGETS)
         checks.whole("grid_points", self.grid_points, least=2)
 
 

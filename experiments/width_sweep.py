@@ -19,9 +19,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, join, summarise
+from experiments.comparison import compare, summarise
 from experiments.results import Results
+from experiments.settings import Descent
 from lazyjax import checks, plots
+from lazyjax.comparison import Comparison, join
 from lazyjax.data import TARGETS, make_dataset
 from lazyjax.models import from_linen, shallow_mlp
 
@@ -30,17 +32,9 @@ QUICK = {"steps": 500, "widths": (5, 50)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Descent):
     """The practical's own setting."""
 
-    seed: int = 0
-    """Seed of the data and of the initial weights."""
-    float64: bool = True
-    """Whether to compute in double precision."""
-    n: int = 15
-    """Training points."""
-    target: str = "middle"
-    """Target function: simple, middle or complex."""
     widths: tuple[int, ...] = (5, 10, 100, 1000)
     """Hidden units of each network."""
     learning_rate: float = 0.002
@@ -49,13 +43,10 @@ class Config:
     """Steps of full-batch gradient descent."""
 
     def __post_init__(self) -> None:
-        checks.whole("n", self.n, least=1)
-        checks.one_of("target", self.target, TARGETS)
+        super().__post_init__()
         checks.whole("number of `widths`", len(self.widths), least=1)
         for width in self.widths:
             checks.whole("widths", width, least=1)
-        checks.positive("learning_rate", self.learning_rate)
-        checks.whole("steps", self.steps, least=1)
 
 
 def run(config: Config) -> Results:
@@ -67,7 +58,7 @@ def run(config: Config) -> Results:
     for width, key in zip(config.widths, keys, strict=True):
         f, params = from_linen(shallow_mlp(width), key, data.x)
         start = jax.tree.map(lambda w: w[None], params)
-        arrays, _ = compare(
+        compared, _ = compare(
             f,
             start,
             data,
@@ -75,10 +66,10 @@ def run(config: Config) -> Results:
             steps=config.steps,
             grid_x=grid_x,
         )
-        parts.append(arrays)
-    arrays = join(parts)
-    arrays["target"] = np.asarray(TARGETS[config.target](grid_x))
-    return Results(config=config, arrays=arrays, summary=summarise(arrays, _labels(config)))
+        parts.append(compared)
+    compared = join(parts)
+    arrays = compared.arrays() | {"target": np.asarray(TARGETS[config.target](grid_x))}
+    return Results(config=config, arrays=arrays, summary=summarise(compared, _labels(config)))
 
 
 def _labels(config: Config) -> list[str]:
@@ -95,7 +86,9 @@ _LAWS = {
 def plot(results: Results) -> dict[str, Figure]:
     """Draw functions, training, layers, kernels, and the end of training against the width."""
     figures = plots.comparison(
-        results.arrays, _labels(results.config), target_values=results.arrays["target"]
+        Comparison.of(results.arrays),
+        _labels(results.config),
+        target_values=results.arrays["target"],
     )
     figure, ax = plt.subplots(figsize=(6, 4))
     widths = np.array(results.config.widths)

@@ -2,11 +2,11 @@
 
 The line tells the model (network solid, tangent model dashed, closed form dotted) and the colour
 tells the member (a width, an alpha). Where the members are seeds, nobody asks which: then the
-colour tells the model too. The arrays are those of a comparison, members on axis 0.
+colour tells the model too.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-Arrays = Mapping[str, np.ndarray]
+from lazyjax.comparison import Comparison
 
 MODELS: dict[
     str, tuple[str, Any, str]
@@ -40,12 +40,8 @@ def _colour(labels: Sequence[str] | None, index: int, model: str) -> str:
     return MODELS[model][2] if labels is None else COLOURS[index % len(COLOURS)]
 
 
-def _members(arrays: Arrays) -> int:
-    return len(arrays["network_loss"])
-
-
-def _alpha(labels: Sequence[str] | None, arrays: Arrays) -> float:
-    return 1.0 if labels is not None or _members(arrays) == 1 else 0.45
+def _alpha(labels: Sequence[str] | None, members: int) -> float:
+    return 1.0 if labels is not None or members == 1 else 0.45
 
 
 def _legend(ax: Axes, labels: Sequence[str] | None, models: Sequence[str]) -> None:
@@ -93,14 +89,16 @@ def _shared_range(
 
 
 def functions(
-    arrays: Arrays, labels: Sequence[str] | None = None, *, target_values: np.ndarray | None = None
+    compared: Comparison,
+    labels: Sequence[str] | None = None,
+    *,
+    target_values: np.ndarray | None = None,
 ) -> Figure:
     """Draw the functions at the start, and the networks and the tangent models after training.
 
     Parameters
     ----------
-    arrays : mapping
-        Those of a comparison.
+    compared : Comparison
     labels : sequence of str, optional
         One a member; none where the members are seeds.
     target_values : (M,) or (M, 1), optional
@@ -111,10 +109,10 @@ def functions(
     Figure
         Three panels: before training, networks after it, tangent models and closed form after it.
     """
-    start, end = (np.nanmax(np.abs(arrays["network_grid"][:, when])) for when in (0, -1))
+    start, end = (np.nanmax(np.abs(compared.network.grid[:, when])) for when in (0, -1))
     apart = bool(start > 5 * end)  # a wild start would make lines of what was learned
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), sharey=not apart)
-    grid = arrays["grid_x"][:, 0]
+    grid = compared.grid_x[:, 0]
     panels = (
         ("before training", (("network", 0),)),
         ("networks after training", (("network", -1),)),
@@ -123,23 +121,23 @@ def functions(
     drawn: list[list[np.ndarray]] = [[], [], []]
     for ax, values_of, (title, curves) in zip(axes, drawn, panels, strict=True):
         if target_values is not None:
-            target(ax, arrays["grid_x"], np.asarray(target_values))
+            target(ax, compared.grid_x, np.asarray(target_values))
         for model, when in curves:
-            for i in range(_members(arrays)):
-                values = arrays[f"{model}_grid"][i, when, :, 0]
+            for i in range(compared.members):
+                values = compared.models[model].grid[i, when, :, 0]
                 values_of.append(values)
                 ax.plot(
                     grid,
                     values,
                     MODELS[model][1],
                     color="black" if model == "closed" else _colour(labels, i, model),
-                    alpha=_alpha(labels, arrays),
+                    alpha=_alpha(labels, compared.members),
                     zorder=4 if model == "closed" else 3,
                 )
-        data(ax, arrays["x"], arrays["y"])
+        data(ax, compared.x, compared.y)
         ax.set(title=title, xlabel="x")
         ax.xaxis.set_major_locator(MaxNLocator(5))
-    whole = [arrays["y"]] + ([] if target_values is None else [np.asarray(target_values)])
+    whole = [compared.y] + ([] if target_values is None else [np.asarray(target_values)])
     for i in (slice(1), slice(1, 2), slice(2, 3)) if apart else (slice(3),):
         _shared_range(axes[i], [v for values in drawn[i] for v in values], whole)
     axes[0].set_ylabel("f(w, x)")
@@ -159,13 +157,12 @@ def functions(
     return figure
 
 
-def training(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
+def training(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
     """Draw losses, weight movements and gaps of networks, tangent models and closed form.
 
     Parameters
     ----------
-    arrays : mapping
-        Those of a comparison.
+    compared : Comparison
     labels : sequence of str, optional
         One a member; none where the members are seeds.
 
@@ -176,70 +173,50 @@ def training(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
         tangent model.
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9))
-    shade = _alpha(labels, arrays)
-    at, grid = 1 + arrays["curve_steps"], 1 + arrays["steps"]
-    for ax, quantity in zip(axes, ("loss", "movement"), strict=False):
-        for i in range(_members(arrays)):
-            for model in MODELS:
-                where = grid if model == "closed" else at
-                first = quantity == "movement"  # 0 at step 0, which a log axis has not
-                ax.plot(
-                    where[first:],
-                    arrays[f"{model}_{quantity}"][i, first:],
-                    MODELS[model][1],
-                    color=_colour(labels, i, model),
-                    alpha=shade,
-                    linewidth=2.4 if model == "closed" else 1.6,
-                )
+    for ax in axes:
         ax.set(xscale="log", yscale="log", xlabel="1 + step")
+    shade = _alpha(labels, compared.members)
+    at, grid = 1 + compared.curve_steps, 1 + compared.steps
+    for i in range(compared.members):
+        for name, model in compared.models.items():
+            look: dict[str, Any] = {
+                "linestyle": MODELS[name][1],
+                "color": _colour(labels, i, name),
+                "alpha": shade,
+                "linewidth": 2.4 if name == "closed" else 1.6,
+            }
+            where = grid if name == "closed" else at
+            axes[0].plot(where, model.loss[i], **look)
+            axes[1].plot(where[1:], model.movement[i, 1:], **look)  # a log axis has no 0
     axes[0].set(title="training loss", ylabel="loss")
     axes[1].set(title="movement of all weights", ylabel=r"$\|w - w_0\| \,/\, \|w_0\|$")
-    largest = np.nanmax(arrays["network_movement"])
+    largest = np.nanmax(compared.network.movement)
     if np.isfinite(largest) and largest > 0:
         axes[1].set_ylim(largest * 1e-4, largest * 3)
     _legend(axes[0], labels, list(MODELS))
-    gaps: dict[str, tuple[str, Any]] = {
-        "gap_train": ("training points", "-"),
-        "gap_grid": ("grid", "-."),
+    gaps: dict[str, tuple[np.ndarray, Any, str]] = {
+        "training points": (compared.gap_train, "-", "#0072B2"),
+        "grid": (compared.gap_grid, "-.", "#009E73"),
     }
-    for i in range(_members(arrays)):
-        for name, (_, line) in gaps.items():
-            colour = "#0072B2" if name == "gap_train" else "#009E73"
-            axes[2].plot(
-                grid[1:],
-                arrays[name][i, 1:],
-                line,
-                color=colour if labels is None else _colour(labels, i, "network"),
-                alpha=shade,
-            )
+    for i in range(compared.members):
+        for gap, line, own in gaps.values():
+            colour = own if labels is None else _colour(labels, i, "network")
+            axes[2].plot(grid[1:], gap[i, 1:], line, color=colour, alpha=shade)
     handles = [
-        Line2D(
-            [],
-            [],
-            linestyle=line,
-            color="0.3" if labels else ("#0072B2" if name == "gap_train" else "#009E73"),
-            label=label,
-        )
-        for name, (label, line) in gaps.items()
+        Line2D([], [], linestyle=line, color="0.3" if labels else own, label=label)
+        for label, (_, line, own) in gaps.items()
     ]
     axes[2].legend(handles=handles)
-    axes[2].set(
-        xscale="log",
-        yscale="log",
-        xlabel="1 + step",
-        ylabel="rms difference of outputs",
-        title="gap between network and tangent model",
-    )
+    axes[2].set(title="gap between network and tangent model", ylabel="rms difference of outputs")
     return figure
 
 
-def layers(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
+def layers(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
     """Draw the relative movement of each leaf, network and tangent model.
 
     Parameters
     ----------
-    arrays : mapping
-        Those of a comparison.
+    compared : Comparison
     labels : sequence of str, optional
         One a member and a panel each; without them one panel with the median over the seeds and
         the range between the quartiles.
@@ -249,8 +226,7 @@ def layers(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
     Figure
         Colour tells the leaf, line the model.
     """
-    prefix = "network_layer/"
-    leaves = [name.removeprefix(prefix) for name in arrays if name.startswith(prefix)]
+    leaves = list(compared.network.layer)
     panels = 1 if labels is None else len(labels)
     columns = min(panels, 4)
     rows = -(-panels // columns)
@@ -264,7 +240,7 @@ def layers(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
     palette = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(leaves)))
     if len(leaves) <= len(COLOURS):
         palette = list(COLOURS[: len(leaves)])
-    at = 1 + arrays["curve_steps"]
+    at = 1 + compared.curve_steps
     largest = 0.0
     for panel, ax in enumerate(axes.flat):
         if panel >= panels:
@@ -272,7 +248,7 @@ def layers(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
             continue
         for colour, leaf in zip(palette, leaves, strict=True):
             for model in ("network", "tangent"):
-                curves = arrays[f"{model}_layer/{leaf}"]
+                curves = compared.models[model].layer[leaf]
                 curve = np.median(curves, axis=0) if labels is None else curves[panel]
                 ax.plot(at[1:], curve[1:], MODELS[model][1], color=colour, linewidth=1.4)
                 if labels is None and len(curves) > 1 and model == "network":
@@ -298,18 +274,17 @@ def layers(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
         for m in ("network", "tangent")
     ]
     figure.legend(handles=handles, loc="outside right center")
-    if labels is None and _members(arrays) > 1:
-        axes[0, 0].set_title(f"median and quartiles over {_members(arrays)} seeds")
+    if labels is None and compared.members > 1:
+        axes[0, 0].set_title(f"median and quartiles over {compared.members} seeds")
     return figure
 
 
-def kernels(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
+def kernels(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
     """Draw the empirical NTK before and after training, and how far it moved on the way.
 
     Parameters
     ----------
-    arrays : mapping
-        Those of a comparison.
+    compared : Comparison
     labels : sequence of str, optional
         One a member; without them the heat maps are those of the first seed.
 
@@ -323,7 +298,7 @@ def kernels(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
     figure = plt.figure(figsize=(13, 2.9 * shown + 0.4))
     grid = figure.add_gridspec(shown, 4, width_ratios=(1, 1, 1, 1.5))
     for i in range(shown):
-        before, after = arrays["kernels"][i, 0], arrays["kernels"][i, -1]
+        before, after = compared.kernels[i, 0], compared.kernels[i, -1]
         top = float(max(np.abs(before).max(), np.abs(after).max()))
         low = float(min(before.min(), after.min(), 0.0))
         row = ((before, "before"), (after, "after"), (after - before, "after less before"))
@@ -346,14 +321,14 @@ def kernels(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
             bar = figure.colorbar(image, ax=ax, shrink=0.85)
             bar.ax.yaxis.get_offset_text().set_position((3.0, 0.0))
     ax = figure.add_subplot(grid[:, 3])
-    for i in range(_members(arrays)):
+    for i in range(compared.members):
         ax.plot(
-            1 + arrays["kernel_steps"][1:],
-            arrays["kernel_change"][i, 1:],
+            1 + compared.kernel_steps[1:],
+            compared.kernel_change[i, 1:],
             "o-",
             markersize=3,
             color=_colour(labels, i, "network"),
-            alpha=_alpha(labels, arrays),
+            alpha=_alpha(labels, compared.members),
             label=None if labels is None else labels[i],
         )
     ax.set(
@@ -369,14 +344,16 @@ def kernels(arrays: Arrays, labels: Sequence[str] | None = None) -> Figure:
 
 
 def comparison(
-    arrays: Arrays, labels: Sequence[str] | None = None, *, target_values: np.ndarray | None = None
+    compared: Comparison,
+    labels: Sequence[str] | None = None,
+    *,
+    target_values: np.ndarray | None = None,
 ) -> dict[str, Figure]:
     """Draw all figures of a comparison: functions, training, layers, kernels.
 
     Parameters
     ----------
-    arrays : mapping
-        Those of a comparison.
+    compared : Comparison
     labels : sequence of str, optional
         One a member; none where the members are seeds.
     target_values : (M,) or (M, 1), optional
@@ -387,8 +364,8 @@ def comparison(
     dict of Figure
     """
     return {
-        "functions": functions(arrays, labels, target_values=target_values),
-        "training": training(arrays, labels),
-        "layers": layers(arrays, labels),
-        "kernels": kernels(arrays, labels),
+        "functions": functions(compared, labels, target_values=target_values),
+        "training": training(compared, labels),
+        "layers": layers(compared, labels),
+        "kernels": kernels(compared, labels),
     }

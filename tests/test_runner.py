@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from experiments import __main__ as command
 from experiments import results as disk
 from experiments import runner
 from experiments.report import write_report
+from experiments.settings import Settings
 from lazyjax import checks
 
 TABLE = runner.discover()
@@ -246,8 +248,8 @@ def test_every_experiment_keeps_the_protocol(name):
     assert runner.make_config(experiment, quick=True, seed=3).seed == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
-    source = Path(experiment.__file__).read_text()
-    body = source.split("class Config:")[1].split("def ")[0]
+    assert issubclass(experiment.Config, Settings)
+    body = "".join(inspect.getsource(own) for own in experiment.Config.__mro__[:-1])
     for field in fields:
         assert re.search(rf'^    {field}: .+\n    """', body, flags=re.MULTILINE), field
 

@@ -12,7 +12,7 @@ import pytest
 from experiments.comparison import ensemble
 from experiments.results import Results
 from experiments.sinusoidal_features import Config, conclude, pad, padded_model, plot, run
-from experiments.sinusoidal_figures import SHARED, cases, frequency_label, select
+from experiments.sinusoidal_figures import BIAS, Trained, cases, frequency_label, select
 from lazyjax import plots
 from lazyjax.data import make_dataset
 from lazyjax.models import Sinusoidal, from_linen, sinusoidal_features
@@ -97,15 +97,15 @@ def test_padding_changes_no_output_and_no_norm(dimension, largest, first_k):
 
 def test_the_gap_is_rounding_while_the_weights_move(results):
     for group in ("long", "short"):
-        arrays = {k.removeprefix(f"{group}/"): v for k, v in results.arrays.items() if group in k}
-        limit = rounding_of(arrays["network_train"])
-        assert arrays["gap_train"].max() < limit
-        assert arrays["gap_grid"].max() < limit
-        assert arrays["closed_gap"].max() < 10 * limit
-        assert arrays["kernel_change"].max() == 0.0
-        assert arrays["network_movement"][:, -1].min() > 0.1
+        compared = Trained.of(results.arrays, f"{group}/").compared
+        limit = rounding_of(compared.network.train)
+        assert compared.gap_train.max() < limit
+        assert compared.gap_grid.max() < limit
+        assert compared.closed.gap.max() < 10 * limit
+        assert compared.kernel_change.max() == 0.0
+        assert compared.network.movement[:, -1].min() > 0.1
         np.testing.assert_allclose(
-            arrays["closed_movement"][:, -1], arrays["network_movement"][:, -1], rtol=1e-9
+            compared.closed.movement[:, -1], compared.network.movement[:, -1], rtol=1e-9
         )
 
 
@@ -113,21 +113,22 @@ def test_the_gap_is_rounding_while_the_weights_move(results):
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_each_case_is_the_model_that_it_says(which, at, results):
     case = cases(CONFIG)[which]
-    arrays = select(results, case, at)
+    trained = select(results, case, at)
+    compared = trained.compared
     dimension = (CONFIG.dimension, CONFIG.wide_dimension, CONFIG.ensemble_dimension)[which]
-    x = jnp.asarray(arrays["x"])
+    x = jnp.asarray(compared.x)
     phi = sinusoidal_features(x, dimension=dimension, frequency=CONFIG.frequencies[at])
     design = np.concatenate([phi, np.ones_like(x)], axis=1)  # the bias
-    assert arrays["kernel"].shape == (case.members, CONFIG.n, CONFIG.n)
-    for kernel in arrays["kernel"]:
+    assert compared.kernels.shape == (case.members, 1, CONFIG.n, CONFIG.n)
+    for (kernel,) in compared.kernels:
         np.testing.assert_allclose(kernel, design @ design.T, atol=1e-12 * kernel.max())
-    residual = arrays["y"] - design @ np.linalg.lstsq(design, arrays["y"], rcond=1e-9)[0]
-    np.testing.assert_allclose(arrays["least_loss"], np.mean(residual**2), atol=1e-9)
-    assert np.all(arrays["network_loss"] >= arrays["least_loss"][:, None] - 1e-12)
+    residual = compared.y - design @ np.linalg.lstsq(design, compared.y, rcond=1e-9)[0]
+    np.testing.assert_allclose(trained.least_loss, np.mean(residual**2), atol=1e-9)
+    assert np.all(compared.network.loss >= trained.least_loss[:, None] - 1e-12)
 
 
 def test_k_from_0_wastes_a_sine_and_a_cosine(results):
-    ranks = [select(results, cases(CONFIG)[0], at)["rank"] for at in (0, 1)]
+    ranks = [select(results, cases(CONFIG)[0], at).rank for at in (0, 1)]
     np.testing.assert_array_equal(ranks, [[7], [7]])
 
 
@@ -136,17 +137,17 @@ def test_no_model_of_period_1_has_a_risk_below_one_twelfth(results):
     assert results.arrays["floors"][1] == 0.0
     small, wide, many = cases(CONFIG)
     for case in (small, wide, many):
-        assert select(results, case, 0)["risk"].min() > 1 / 12
-    assert select(results, small, 1)["risk"][:, -1].max() < 1 / 12
+        assert select(results, case, 0).risk.min() > 1 / 12
+    assert select(results, small, 1).risk[:, -1].max() < 1 / 12
 
 
 def test_the_output_bias_spreads_further_than_all_weights(results):
-    arrays = select(results, cases(CONFIG)[2], 0)
+    network = select(results, cases(CONFIG)[2], 0).compared.network
 
     def spread(movement):
         return np.max(movement[:, -1]) / np.min(movement[:, -1])
 
-    assert spread(arrays["network_layer/output/bias"]) > 1.5 * spread(arrays["network_movement"])
+    assert spread(network.layer[BIAS]) > 1.5 * spread(network.movement)
 
 
 def test_figures_and_conclusions_come_from_the_results(results):
@@ -161,15 +162,16 @@ def test_figures_and_conclusions_come_from_the_results(results):
 def test_one_frequency_without_a_floor_can_be_drawn(results):
     config = dataclasses.replace(CONFIG, frequencies=CONFIG.frequencies[1:])
     arrays = dict(results.arrays)
-    for name, value in arrays.items():
-        if value.shape[:1] == (2,) and name in ("floors", "periodic"):
-            arrays[name] = value[1:]
-        elif name.split("/")[-1] not in SHARED and name != "target":
-            arrays[name] = value[len(value) // 2 :]
+    for name in ("floors", "periodic"):
+        arrays[name] = arrays[name][1:]
+    for group in ("long/", "short/"):
+        compared, *others = Trained.of(arrays, group)
+        last = slice(compared.members // 2, None)
+        arrays |= Trained(compared.of_members(last), *(a[last] for a in others)).arrays(group)
     label = frequency_label(config.frequencies[0])
     one = Results(config=config, arrays=arrays, summary={label: results.summary[label]})
     np.testing.assert_array_equal(
-        select(one, cases(config)[2], 0)["risk"], select(results, cases(CONFIG)[2], 1)["risk"]
+        select(one, cases(config)[2], 0).risk, select(results, cases(CONFIG)[2], 1).risk
     )
     with plots.style():
         for figure in plot(one).values():

@@ -17,7 +17,7 @@ GROUPS = (
     ("data", "models", "tangent", "spectrum", "factors", "independence"),
     ("kernels", "loop"),
     ("runs",),
-    ("dynamics", "metrics", "training"),
+    ("comparison", "dynamics", "metrics", "training"),
     ("operators", "sketches", "plots"),
     ("verification",),
     ("store", "regression"),

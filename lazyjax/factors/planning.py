@@ -96,7 +96,9 @@ def plan(jaxpr: Any, leaves: int, choose: Callable[[Shape], Treatment], *, apart
 
 
 Features = dict[str, Any]
-"""Of a batch, batch on axis 0: {group: {part: factors}} and {"jacobian": {-1 - i: (n, k, P)}}."""
+"""Of a batch, batch on axis 0: {group: {part: factors}} and {"jacobian": {leaf: (n, k, P)}}.
+
+Where leaves are not apart, the Jacobians are numbered."""
 
 
 def leaf_of(part: Part) -> int:
@@ -105,14 +107,14 @@ def leaf_of(part: Part) -> int:
 
 
 def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax.Array]:
-    """Join Jacobians (k, P): those of each leaf, -1 - leaf its name, or all small ones to one."""
+    """Join Jacobians (k, P): those of each leaf, or all small ones to one."""
     if apart:
-        return {-1 - leaf: jnp.concatenate(js, -1) for leaf, js in jacobians.items()}
+        return {leaf: jnp.concatenate(js, -1) for leaf, js in jacobians.items()}
     every = [j for js in jacobians.values() for j in js]
     small = [j for j in every if j.shape[-1] <= _SMALL]
     large = [j for j in every if j.shape[-1] > _SMALL]
-    joined = [*large, *([jnp.concatenate(small, -1)] if small else [])]
-    return {-1 - i: j for i, j in enumerate(joined)}
+    first = [jnp.concatenate(small, -1)] if small else []
+    return dict(enumerate([*first, *reversed(large)]))
 
 
 def features(plan: Plan, w: Any, x: Any) -> Features:

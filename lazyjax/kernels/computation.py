@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lazyjax.factors import Model, model_of
 from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
 from lazyjax.kernels.request import Request
-from lazyjax.kernels.task import COPIES, Task
+from lazyjax.kernels.task import COPIES, WHOLE, Task
 from lazyjax.kernels.tiles import assemble, choose_blocks, passes
 
 
@@ -84,8 +84,8 @@ def finished(engine: Engine, k: int) -> Engine:
     return engine._replace(contract={g: finish(c) for g, c in engine.contract.items()})
 
 
-def whole(found: Kernels, job: Job, leaf: int) -> jax.Array:
-    """Give the kernel of one leaf, -1 for all of them, in the shape of the outputs."""
+def whole(found: Kernels, job: Job, leaf: int = WHOLE) -> jax.Array:
+    """Give the kernel of one leaf, or of all of them, in the shape of the outputs."""
     task = job.task
     full = (task.n1, task.n2, *job.out * COPIES[task.reduce])
     return found[leaf].reshape(full) if leaf in found else jnp.zeros(full, job.shape.dtype)
@@ -98,7 +98,7 @@ def _kernel(job: Job, request: Request) -> Any:
     blocks = choose_blocks(engine, task, options.batch_size, options.level)
     found = assemble(engine, task, request.x1, request.x2, blocks)
     if not options.per_leaf:
-        return whole(found, job, -1)
+        return whole(found, job)
     numbers = iter(range(sum(options.wrt)))
     kernels = [whole(found, job, next(numbers)) if moves else None for moves in options.wrt]
     return jax.tree.structure(request.params).unflatten(kernels)

@@ -27,12 +27,12 @@ from lazyjax.kernels.orders import (
     symmetric,
     treatment,
 )
-from lazyjax.kernels.task import Task
+from lazyjax.kernels.task import WHOLE, Task
 from lazyjax.meshes import directions
 from lazyjax.norms import scaled
 from lazyjax.types import Weights
 
-Kernels = dict[int, jax.Array]  # {leaf: kernel}, or {-1: the whole}
+Kernels = dict[int, jax.Array]  # {leaf: kernel}, or {WHOLE: kernel}
 
 
 class Engine(NamedTuple):
@@ -74,10 +74,10 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
     def contract(f1: Any, f2: Any) -> Kernels:
         shares = (
             (
-                -1 - i if task.apart else -1,
-                of_jacobians(j, None if f2 is None else f2[i], task.reduce),
+                leaf if task.apart else WHOLE,
+                of_jacobians(j, None if f2 is None else f2[leaf], task.reduce),
             )
-            for i, j in f1.items()
+            for leaf, j in f1.items()
         )
         return summed(shares, task.reduce, mirror=f2 is None)
 
@@ -140,7 +140,7 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
 
     def contract(x1: Any, x2: Any) -> Kernels:
         other = x1 if x2 is None else x2
-        found = {c[0] if task.apart else -1: of_leaves(c, x1, other) for c in leaves}
+        found = {c[0] if task.apart else WHOLE: of_leaves(c, x1, other) for c in leaves}
         if x2 is None:
             return {leaf: symmetric(kernel, task.reduce) for leaf, kernel in found.items()}
         return found

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 
 from lazyjax.costs import ALIVE, operations, rates, results
-from lazyjax.factors import Plan, leaf_of
+from lazyjax.factors import JACOBIAN, Plan, leaf_of
 from lazyjax.kernels.orders import ORDERS, Triangle, seconds, summed
-from lazyjax.kernels.task import Task
+from lazyjax.kernels.task import WHOLE, Task
 
 
 def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int, jax.Array]:
@@ -30,21 +30,18 @@ def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int,
     Returns
     -------
     dict
-        The kernel of each leaf, or {-1: the whole}: (n, k, m, l), (n, k, m) for "diagonal", (n, m)
+        The kernel of each leaf, or {WHOLE: kernel}: (n, k, m, l), (n, k, m) for "diagonal", (n, m)
         for "trace" and "sum", here summed over the outputs.
     """
 
     def shares() -> Iterator[tuple[int, Triangle]]:
         for i in f1:
-            shape = None
-            if i >= 0:
-                shape = plan.shapes[i]
+            shape, leaf = None, i
+            if order != JACOBIAN.group:
+                shape, leaf = plan.shapes[i], leaf_of(plan.parts[i])
                 shape = shape._replace(b=shape.b * len(plan.alike(i)))
-            pieces = ORDERS[order].contract(f1[i], None if f2 is None else f2[i], shape, reduce)
-            if not plan.apart:
-                yield -1, pieces
-            else:
-                yield leaf_of(plan.parts[i]) if i >= 0 else -1 - i, pieces
+            other = None if f2 is None else f2[i]
+            yield leaf if plan.apart else WHOLE, ORDERS[order].contract(f1[i], other, shape, reduce)
 
     return summed(shares(), reduce, mirror=f2 is None)
 

@@ -9,6 +9,10 @@ COPIES = {"none": 2, "diagonal": 1, "trace": 0, "sum": 0}
 """How often the shape of the outputs is in that of a kernel."""
 
 
+WHOLE = -1
+"""The key of the kernel of all leaves together, where there may be one of each."""
+
+
 class Task(NamedTuple):
     """What is asked for, and its sizes."""
 

@@ -47,7 +47,7 @@ def tile(request: Request, f1: Any, f2: Any, *, cut: Cut) -> Any:
     n2 = n1 if f2 is None else checks.batch("f2", f2)
     with request.options.in_force():
         job, engine = _engine(request, cut, n1, n2, f2 is None)
-        return whole(contract(engine, job.task, f1, f2, n1, n2), job, -1)
+        return whole(contract(engine, job.task, f1, f2, n1, n2), job)
 
 
 class Pieces(NamedTuple):
