@@ -24,7 +24,7 @@ NEVER = np.iinfo(np.int32).max  # `diverged_at` of a run that has not
 _MEMBERS = "members of the ensemble"
 
 
-class Plan(NamedTuple):
+class Chunk(NamedTuple):
     """What is static in the compiled chunk: sizes, and what has a member axis."""
 
     block: int  # steps of a block
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     data_axis: int | None
 
     @property
-    def chunk(self) -> int:
+    def steps(self) -> int:
         return self.block * self.blocks
 
 
@@ -74,7 +74,7 @@ def _norms(rows: jax.Array) -> jax.Array:
 
 def _run_chunk(
     optimizer: optax.GradientTransformation,
-    plan: Plan,
+    chunk: Chunk,
     f: ModelFunction,
     loss: Loss,
     params0: Params,
@@ -85,7 +85,7 @@ def _run_chunk(
     bounds: jax.Array,
     grid: jax.Array,
 ) -> tuple[State, Records]:
-    """Run the steps `start` .. `start + plan.chunk - 1`.
+    """Run the steps `start` .. `start + chunk.steps - 1`.
 
     `grid` (capacity,) holds the steps to record, counted from `start`, and `bounds` (blocks + 1,)
     where in it the points of each block begin.
@@ -115,21 +115,21 @@ def _run_chunk(
             small = (s > 0) & (s < jnp.finfo(s.dtype).tiny * 2.0**40)
             lost |= jnp.any(jnp.isinf(s) | small)
         # one answer for all members, so that `vmap` keeps the condition
-        return lost if plan.members is None else jax.lax.psum(lost.astype(int), _MEMBERS) > 0
+        return lost if chunk.members is None else jax.lax.psum(lost.astype(int), _MEMBERS) > 0
 
     def block(carry: Any, xs: Any) -> Any:
         state, recorded = carry
         number, first, last = xs
-        begin = start + number * plan.block
+        begin = start + number * chunk.block
         indices = None
-        if plan.batch_size is not None:
-            indices = batch_indices(key, begin, n=n, batch_size=plan.batch_size, steps=plan.block)
+        if chunk.batch_size is not None:
+            indices = batch_indices(key, begin, n=n, batch_size=chunk.batch_size, steps=chunk.block)
         (params, optimizer_state), (value, rows) = jax.lax.scan(
             step,
             (state.params, state.optimizer_state),
             indices,
-            length=plan.block,
-            unroll=plan.unroll,
+            length=chunk.block,
+            unroll=chunk.unroll,
         )
 
         squared = [
@@ -164,18 +164,18 @@ def _run_chunk(
             )
 
         def record(slot: jax.Array, recorded: Params) -> Params:
-            w = at(grid[slot] - number * plan.block)
+            w = at(grid[slot] - number * chunk.block)
             return jax.tree.map(
                 lambda r, wi: jax.lax.dynamic_update_index_in_dim(r, wi, slot, axis=0), recorded, w
             )
 
         recorded = jax.lax.fori_loop(first, last, record, recorded)
-        last_finite = at(jnp.asarray(plan.block - 1, jnp.int32))
+        last_finite = at(jnp.asarray(chunk.block - 1, jnp.int32))
         state = State(params, optimizer_state, last_finite, diverged_at)
         return (state, recorded), (value, jnp.stack(movement, -1))
 
-    recorded = jax.tree.map(lambda w: jnp.zeros((plan.capacity, *w.shape), w.dtype), params0)
-    numbers = jnp.arange(plan.blocks, dtype=jnp.int32)
+    recorded = jax.tree.map(lambda w: jnp.zeros((chunk.capacity, *w.shape), w.dtype), params0)
+    numbers = jnp.arange(chunk.blocks, dtype=jnp.int32)
     (state, recorded), (value, movement) = jax.lax.scan(
         block, (state, recorded), (numbers, bounds[:-1], bounds[1:])
     )
@@ -186,7 +186,7 @@ def _run_chunk(
 @partial(jax.jit, static_argnums=(0, 1), donate_argnames=("state",))
 def run_chunk(
     optimizer: optax.GradientTransformation,
-    plan: Plan,
+    chunk: Chunk,
     f: ModelFunction,
     loss: Loss,
     params0: Params,
@@ -195,16 +195,16 @@ def run_chunk(
     state: State,
     *where: jax.Array,
 ) -> tuple[State, Records]:
-    run = partial(_run_chunk, optimizer, plan)
-    if plan.members is not None:
-        axes = (0, 0, 0, plan.data_axis, 0, 0, None, None, None)
-        run = jax.vmap(run, in_axes=axes, axis_size=plan.members, axis_name=_MEMBERS)
+    run = partial(_run_chunk, optimizer, chunk)
+    if chunk.members is not None:
+        axes = (0, 0, 0, chunk.data_axis, 0, 0, None, None, None)
+        run = jax.vmap(run, in_axes=axes, axis_size=chunk.members, axis_name=_MEMBERS)
     return run(f, loss, params0, data, key, state, *where)
 
 
 def one_step(
     optimizer: optax.GradientTransformation,
-    plan: Plan,
+    chunk: Chunk,
     f: ModelFunction,
     loss: Loss,
     params: Params,
@@ -216,8 +216,8 @@ def one_step(
         value, gradient = jax.value_and_grad(partial(objective, f, loss))(params, data)
         return value, optimizer.update(gradient, optimizer.init(params), params)
 
-    if plan.members is not None:
-        one = jax.vmap(one, (0, 0, 0, plan.data_axis), axis_size=plan.members)
+    if chunk.members is not None:
+        one = jax.vmap(one, (0, 0, 0, chunk.data_axis), axis_size=chunk.members)
     return one(f, loss, params, data)
 
 
@@ -233,19 +233,21 @@ def start(optimizer: optax.GradientTransformation, members: int | None, params: 
     return (one if members is None else jax.vmap(one))(params)
 
 
-def _on_all_data(plan: Plan, function: Any) -> Any:
+def _on_all_data(chunk: Chunk, function: Any) -> Any:
     """Give a function of (f, loss, params, data) for each member, or as it is for one run."""
-    if plan.members is None:
+    if chunk.members is None:
         return function
-    return jax.vmap(function, (0, 0, 0, plan.data_axis), axis_size=plan.members)
+    return jax.vmap(function, (0, 0, 0, chunk.data_axis), axis_size=chunk.members)
 
 
 @partial(jax.jit, static_argnums=0)
-def data_loss(plan: Plan, f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> jax.Array:
+def data_loss(
+    chunk: Chunk, f: ModelFunction, loss: Loss, params: Params, data: Dataset
+) -> jax.Array:
     """Compute the loss on all data."""
-    return _on_all_data(plan, objective)(f, loss, params, data)
+    return _on_all_data(chunk, objective)(f, loss, params, data)
 
 
-def data_gradient(plan: Plan, *arguments: Any) -> Params:
+def data_gradient(chunk: Chunk, *arguments: Any) -> Params:
     """Compute the gradient of the loss on all data by the parameters."""
-    return _on_all_data(plan, jax.grad(objective, argnums=2))(*arguments)
+    return _on_all_data(chunk, jax.grad(objective, argnums=2))(*arguments)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +25,11 @@ from lazyjax import checks, loop
 from lazyjax.checkpoints import fingerprint, load_tree, save_tree, what_is
 from lazyjax.equations import constants
 from lazyjax.spectrum import largest_eigenvalue
+from lazyjax.stages import Kept, Settings, empty, stages_of, to_the_end, with_chunk
 from lazyjax.tangent import output_scale
 from lazyjax.traces import as_it_is
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, leaf_names
 
-_BLOCK_STEPS = 64  # enough to spread what a block costs over its steps
-_BLOCK_NUMBERS = 2**20  # weights of a block, at most: they stay in the cache
-_UNROLL = 2  # a third less time for the steps of a small model, and little more to compile
-_UNROLL_NUMBERS = 2**12
-_CHUNK_STEPS = 5000
-_CHUNK_NUMBERS = 2**26  # weights stepped over in a chunk: large models report after few steps
 _ROUNDING = 50  # eps sqrt(steps) this many times: where rounding costs a movement one percent
 
 _listener: ContextVar[Callable[[int, int, str | None], None] | None] = ContextVar(
@@ -59,76 +54,13 @@ def progress(callback: Callable[[int, int, str | None], None]) -> Iterator[None]
         _listener.reset(token)
 
 
-def log_grid(steps: int, *, points: int = 100) -> np.ndarray:
-    """Give steps spaced evenly in log(1 + step), from 0 to `steps`, both included.
+class Problem(NamedTuple):
+    """What is trained; of an ensemble, members on axis 0."""
 
-    Parameters
-    ----------
-    steps : int
-        The last step, 1 or more.
-    points : int
-        How many points to aim at; equal ones are merged, so that short runs give fewer.
-
-    Returns
-    -------
-    (G,) array of int
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `steps` < 1 or `points` < 2, or they are no whole numbers.
-
-    Examples
-    --------
-    >>> log_grid(1000, points=8).tolist()
-    [0, 2, 6, 18, 51, 138, 372, 1000]
-    """
-    checks.whole("steps", steps, least=1)
-    checks.whole("points", points, least=2)
-    grid = np.expm1(np.linspace(0.0, np.log1p(steps), points))
-    return np.unique(np.append(np.rint(grid).astype(int), steps))
-
-
-def _plan(
-    steps: int, numbers: int, chunk_steps: int | None, **fields: Any
-) -> tuple[loop.Plan, int]:
-    """Choose the sizes of blocks and chunks, and give the number of chunks.
-
-    The loop takes a row for each of the steps 0 .. `steps`, the last one only for its loss. The
-    chunks are as equal as blocks allow, so that little is stepped in vain.
-    """
-    rows = steps + 1
-    if chunk_steps is None:
-        chunk_steps = int(np.clip(_CHUNK_NUMBERS // numbers, 8, _CHUNK_STEPS))
-    chunks = -(-rows // chunk_steps)
-    rows_of_chunk = -(-rows // chunks)
-    block = int(np.clip(_BLOCK_NUMBERS // numbers, 1, min(_BLOCK_STEPS, rows_of_chunk)))
-    blocks = -(-rows_of_chunk // block)
-    unroll = min(block, _UNROLL) if numbers <= _UNROLL_NUMBERS else 1
-    plan = loop.Plan(block=block, unroll=unroll, blocks=blocks, capacity=0, **fields)
-    return plan, -(-rows // plan.chunk)
-
-
-def _grid(record: int | np.ndarray | None, steps: int) -> np.ndarray:
-    if record is None:
-        return log_grid(steps)
-    if isinstance(record, int):
-        return log_grid(steps, points=record)
-    grid = np.asarray(record)
-    whole = np.issubdtype(grid.dtype, np.integer) and grid.ndim == 1 and grid.size > 0
-    if not whole or np.any(np.diff(grid) <= 0) or grid[0] < 0 or grid[-1] > steps:
-        raise ValueError(
-            f"`record` must be whole steps that rise from 0 to at most `steps` = {steps}, got "
-            f"{record}. Use np.arange(0, steps + 1, 100), a number of points, or None."
-        )
-    return np.union1d(grid, [0, steps])
-
-
-def _recipe(plan: loop.Plan, chunk: Any, arguments: tuple[Any, ...]) -> str:
-    """Tell a run from any other: its compiled step, and every number that goes in."""
-    jaxpr = jax.make_jaxpr(chunk)(*arguments)
-    text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
-    return fingerprint(f"{plan} {text}", constants(jaxpr), arguments)
+    f: Partial
+    loss: Partial
+    params: Params
+    data: Dataset
 
 
 def _norm(array: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
@@ -140,9 +72,9 @@ def _norm(array: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     return largest.reshape(root.shape) * root
 
 
-def _norms(plan: loop.Plan, params0: Params) -> np.ndarray:
+def _norms(chunk: loop.Chunk, params0: Params) -> np.ndarray:
     """Give the norm of each leaf at w0, a column a leaf."""
-    first = 0 if plan.members is None else 1
+    first = 0 if chunk.members is None else 1
     return np.stack(
         [_norm(np.asarray(w), tuple(range(first, np.ndim(w)))) for w in jax.tree.leaves(params0)],
         axis=-1,
@@ -150,20 +82,17 @@ def _norms(plan: loop.Plan, params0: Params) -> np.ndarray:
 
 
 def _history(
-    plan: loop.Plan,
+    chunk: loop.Chunk,
     params0: Params,
     own0: np.ndarray,
     grid: np.ndarray,
-    loss: np.ndarray,
-    movement: np.ndarray,
-    recorded: Params,
-    diverged_at: np.ndarray,
+    kept: Kept,
 ) -> History:
     """Turn movements into relative ones; blank the curves from the divergence on."""
-    steps = loss.shape[-1] - 1
+    steps, diverged_at = kept.loss.shape[-1] - 1, np.asarray(kept.state.diverged_at)
     late = np.arange(steps + 1) >= diverged_at[..., None]
-    loss = np.where(late, np.nan, loss)
-    movement = np.where(late[..., None], np.nan, movement)
+    loss = np.where(late, np.nan, kept.loss)
+    movement = np.where(late[..., None], np.nan, kept.movement)
     all0 = _norm(own0, -1)[..., None]
     borrowed = np.any(own0.reshape(-1, own0.shape[-1]) == 0, axis=0)
     reference = np.where(borrowed, all0, own0)
@@ -180,15 +109,19 @@ def _history(
         layer_movement={name: layers[..., i] for i, name in enumerate(names)},
         relative_to_all=tuple(name for name, b in zip(names, borrowed, strict=True) if b),
         steps=grid,
-        params=recorded,
+        params=kept.params,
         data_loss=loss[..., grid],
-        diverged_at=diverged[0] if plan.members is None else tuple(diverged),
+        diverged_at=diverged[0] if chunk.members is None else tuple(diverged),
     )
 
 
-def _warn_of_divergence(
-    f: ModelFunction, params: Params, data: Dataset, history: History, data_axis: int | None
-) -> None:
+def _of_a_member(tree: Any, axis: int | None, member: int = 0) -> Any:
+    """Give what belongs to one member, where members have an axis."""
+    return tree if axis is None else jax.tree.map(lambda a: a[member], tree)
+
+
+def _warn_of_divergence(problem: Problem, history: History, data_axis: int | None) -> None:
+    f, _, params, data = problem
     steps = history.diverged_at
     if isinstance(steps, tuple):
         marked = [i for i, step in enumerate(steps) if step is not None]
@@ -196,8 +129,8 @@ def _warn_of_divergence(
             return
         first = marked[0]
         who = f"members {marked} of {len(steps)} diverged, member {first} at step {steps[first]}"
-        f, params = jax.tree.map(lambda a: a[first], (f, params))
-        data = data if data_axis is None else jax.tree.map(lambda a: a[first], data)
+        f, params = _of_a_member((f, params), 0, first)
+        data = _of_a_member(data, data_axis, first)
     elif steps is None:
         return
     else:
@@ -244,13 +177,13 @@ def _warn_of_rounding(f: ModelFunction, params: Params, own0: np.ndarray, histor
 
 
 @contextlib.contextmanager
-def _with_gradient(plan: loop.Plan, *arguments: Any) -> Iterator[None]:
+def _with_gradient(chunk: loop.Chunk, *arguments: Any) -> Iterator[None]:
     """Say of a chunk that cannot be traced that the model has no gradient, where it has none."""
     try:
         yield
     except Exception:
         try:
-            jax.eval_shape(partial(loop.data_gradient, plan), *arguments)
+            jax.eval_shape(partial(loop.data_gradient, chunk), *arguments)
         except Exception as error:
             raise ValueError(
                 "`f` must have a derivative in reverse mode by its parameters, and has none; a "
@@ -261,127 +194,94 @@ def _with_gradient(plan: loop.Plan, *arguments: Any) -> Iterator[None]:
         raise
 
 
-def run(
-    f: Partial,
-    params: Params,
-    data: Dataset,
-    optimizer: optax.GradientTransformation,
-    *,
-    steps: int,
-    loss: Loss,
-    key: jax.Array | None,
-    batch_size: int | None,
-    record: int | np.ndarray | None,
-    chunk_steps: int | None,
-    checkpoint: str | PathLike[str] | None,
-    label: str | None,
-    members: int | None = None,
-    data_axis: int | None = None,
-) -> History:
-    n = checks.batch("data.x", jax.tree.map(lambda a: a[0], data.x) if data_axis == 0 else data.x)
-    full = batch_size is None or batch_size >= n
-    if not full and key is None:
-        raise ValueError(
-            f"`key` must be given for mini-batches of {batch_size} of {n} examples, got None. "
-            "Use key=jax.random.key(0)."
-        )
-    grid = _grid(record, steps)
-    leaves = jax.tree.leaves(params)
-    plan, chunks = _plan(
-        steps,
-        max(1, sum(w.size for w in leaves)),
-        chunk_steps,
-        batch_size=None if full else batch_size,
-        members=members,
-        data_axis=data_axis,
-    )
-    edges = np.searchsorted(grid, plan.chunk * np.arange(chunks + 1))
-    plan = plan._replace(capacity=int(np.max(np.diff(edges))))
-    keys = None if full or key is None else key
-    if keys is not None and members is not None:
-        keys = jax.random.split(keys, members)
-    # the model as it is now, and with it the loss and the optimiser
-    now = as_it_is(f, loss, params, data, function=partial(loop.one_step, optimizer, plan))
+class _Checkpoint(NamedTuple):
+    """A file that holds what a run has so far."""
 
-    lead = () if members is None else (members,)
-    state = loop.start(optimizer, members, params)
-    curve = np.full(
-        (*lead, steps + 1), np.nan
-    )  # of the dtypes of the first chunk, once it is there
-    movement = np.full((*lead, steps + 1, len(leaves)), np.nan)
-    recorded = jax.tree.map(
-        lambda w: np.zeros((*lead, len(grid), *w.shape[len(lead) :]), w.dtype), params
-    )
-    begin = 0
+    path: Path
+    recipe: str  # that tells this run from any other: its compiled step, and every number in it
 
-    def where(chunk: int) -> tuple[Any, ...]:
-        local = grid[edges[chunk] : edges[chunk + 1]] - chunk * plan.chunk
-        bounds = np.searchsorted(local, plan.block * np.arange(plan.blocks + 1))
-        local = np.pad(local, (0, plan.capacity - len(local)))
-        return np.int32(chunk * plan.chunk), bounds.astype(np.int32), local.astype(np.int32)
-
-    recipe = ""
-    if checkpoint is not None:
-        with _with_gradient(plan, f, loss, params, data):
-            recipe = "checkpoint of the training run " + _recipe(
-                plan,
-                partial(loop.run_chunk, optimizer, plan),
-                (now, loss, params, data, keys, state, *where(0)),
+    def load(self, like: Kept) -> Kept:
+        """Give what the file has, or what there is without it."""
+        if not self.path.exists():
+            return like
+        if what_is(self.path) != self.recipe:
+            raise ValueError(
+                f"`checkpoint` must be of this very run, got {self.path}, of another model, "
+                "data, optimiser or setting. Name another file or delete this one."
             )
-        if Path(checkpoint).exists():
-            if what_is(checkpoint) != recipe:
-                raise ValueError(
-                    f"`checkpoint` must be of this very run, got {checkpoint}, of another model, "
-                    "data, optimiser or setting. Name another file or delete this one."
-                )
-            like = (begin, state, curve, movement, recorded)
-            begin, state, curve, movement, recorded = load_tree(checkpoint, like, about=recipe)
+        kept = load_tree(self.path, like, about=self.recipe)
+        return kept._replace(done=int(kept.done))
+
+    def save(self, kept: Kept) -> None:
+        save_tree(self.path, kept, about=self.recipe)
+
+
+def _checkpoint(
+    path: str | PathLike[str], problem: Problem, chunk: loop.Chunk, step: Any, *arguments: Any
+) -> _Checkpoint:
+    with _with_gradient(chunk, *problem):
+        jaxpr = jax.make_jaxpr(step)(*arguments)
+    text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
+    recipe = fingerprint(f"{chunk} {text}", constants(jaxpr), arguments)
+    return _Checkpoint(Path(path), "checkpoint of the training run " + recipe)
+
+
+def run(
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array | None,
+    settings: Settings,
+) -> History:
+    """Train, chunk by chunk; go on from the checkpoint if there is one."""
+    f, loss, params, data = problem
+    n = checks.batch("data.x", _of_a_member(data.x, settings.data_axis))
+    if settings.batch_size is None or settings.batch_size >= n:
+        settings, key = settings._replace(batch_size=None), None
+    elif key is None:
+        raise ValueError(
+            f"`key` must be given for mini-batches of {settings.batch_size} of {n} examples, got "
+            "None. Use key=jax.random.key(0)."
+        )
+    elif settings.members is not None:
+        key = jax.random.split(key, settings.members)
+    stages = stages_of(params, settings)
+    chunk = stages.chunk
+    # the model as it is now, and with it the loss and the optimiser
+    now = as_it_is(f, loss, params, data, function=partial(loop.one_step, optimizer, chunk))
+    step, given = partial(loop.run_chunk, optimizer, chunk), (now, loss, params, data, key)
+    kept, file = empty(stages, params, loop.start(optimizer, settings.members, params)), None
+    if settings.checkpoint is not None:
+        first = (*given, kept.state, *stages.where(0))
+        file = _checkpoint(settings.checkpoint, problem, chunk, step, *first)
+        kept = file.load(kept)
 
     report = _listener.get() or (lambda done, total, label: None)
-    at = (slice(None),) * len(lead)
-    for chunk in range(int(begin), chunks):
-        rows = slice(chunk * plan.chunk, min((chunk + 1) * plan.chunk, steps + 1))
-        points = slice(edges[chunk], edges[chunk + 1])
-        if np.all(np.asarray(state.diverged_at) <= steps):  # nothing left to train
-            rows, points = slice(rows.start, steps + 1), slice(points.start, len(grid))
-            new = jax.tree.map(lambda w: np.asarray(w)[(*at, None)], state.last_finite)
-            _put(recorded, new, (*at, points), (*at, slice(None)))
-            report(steps, steps, label)
-            break
-        with _with_gradient(plan, f, loss, params, data):
-            state, records = loop.run_chunk(
-                optimizer, plan, now, loss, params, data, keys, state, *where(chunk)
-            )
-        if chunk == 0:
-            curve = curve.astype(records.loss.dtype)
-            movement = movement.astype(records.movement.dtype)
-        wanted = slice(rows.stop - rows.start)
-        curve[(*at, rows)] = np.asarray(records.loss)[(*at, wanted)]
-        movement[(*at, rows)] = np.asarray(records.movement)[(*at, wanted)]
-        _put(recorded, records.params, (*at, points), (*at, slice(points.stop - points.start)))
-        if checkpoint is not None:
-            save_tree(checkpoint, (chunk + 1, state, curve, movement, recorded), about=recipe)
-        report(min((chunk + 1) * plan.chunk, steps), steps, label)
+    while kept.done < stages.chunks:
+        if np.all(np.asarray(kept.state.diverged_at) <= settings.steps):  # nothing left to train
+            kept = to_the_end(kept, stages)
+        else:
+            with _with_gradient(chunk, *problem):
+                state, records = step(*given, kept.state, *stages.where(kept.done))
+            kept = with_chunk(kept, stages, state, records)
+            if file is not None:
+                file.save(kept)
+        report(min(kept.done * chunk.steps, settings.steps), settings.steps, settings.label)
 
-    own0 = _norms(plan, params)
-    diverged_at = np.asarray(state.diverged_at)
-    history = _history(plan, params, own0, grid, curve, movement, recorded, diverged_at)
-    if not full:
-        history = replace(history, data_loss=_data_losses(plan, now, loss, data, history))
-    _warn_of_divergence(f, params, data, history, data_axis)
+    own0 = _norms(chunk, params)
+    history = _history(chunk, params, own0, stages.grid, kept)
+    if settings.batch_size is not None:
+        history = replace(history, data_loss=_data_losses(chunk, now, loss, data, history))
+    _warn_of_divergence(problem, history, settings.data_axis)
     _warn_of_rounding(f, params, own0, history)
     return history
 
 
-def _put(kept: Params, new: Params, where: Any, which: Any) -> None:
-    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(new), strict=True):
-        a[where] = np.asarray(b)[which]
-
-
 def _data_losses(
-    plan: loop.Plan, f: ModelFunction, loss: Loss, data: Dataset, history: History
+    chunk: loop.Chunk, f: ModelFunction, loss: Loss, data: Dataset, history: History
 ) -> np.ndarray:
     """Compute the loss on all data on the grid, NaN where the run has diverged."""
-    values = [loop.data_loss(plan, f, loss, history.at(i), data) for i in range(len(history.steps))]
+    values = [
+        loop.data_loss(chunk, f, loss, history.at(i), data) for i in range(len(history.steps))
+    ]
     gone = np.isnan(history.loss[..., history.steps])
     return np.where(gone, np.nan, np.stack([np.asarray(v) for v in values], axis=-1))

@@ -16,7 +16,8 @@ from lazyjax.data import check_dataset
 from lazyjax.equations import inner_jaxprs
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import widened
-from lazyjax.runs import log_grid, progress, run
+from lazyjax.runs import Problem, progress, run
+from lazyjax.stages import Settings, log_grid
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
 
 __all__ = ["log_grid", "progress", "scale_loss", "train", "train_ensemble"]
@@ -165,15 +166,17 @@ def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -
 
 
 def _prepare(
-    f: ModelFunction, params: Params, data: Dataset, loss: Loss, settings: dict[str, Any]
-) -> tuple[Partial, Params, Dataset, Partial]:
+    f: ModelFunction, params: Params, data: Dataset, loss: Loss, settings: Settings
+) -> Problem:
     """Check what does not depend on the members, and make arrays of what came."""
-    for name in ("steps", "batch_size", "chunk_steps"):
-        if settings[name] is not None:
-            checks.whole(name, settings[name], least=1)
-    if settings["steps"] >= 2**31 - 2**20:
+    checks.whole("steps", settings.steps, least=1)
+    for name in ("batch_size", "chunk_steps"):
+        size = getattr(settings, name)
+        if size is not None:
+            checks.whole(name, size, least=1)
+    if settings.steps >= 2**31 - 2**20:
         raise ValueError(
-            f"`steps` must be below 2^31, got {settings['steps']}. Train in several runs."
+            f"`steps` must be below 2^31, got {settings.steps}. Train in several runs."
         )
     if not callable(loss):
         raise TypeError(
@@ -189,7 +192,7 @@ def _prepare(
     checks.floating("params", params)
     checks.finite("params", params)
     params, data = jax.tree.map(jnp.asarray, (params, Dataset(data[0], widened(data[1]))))
-    return checks.model_function(f), params, data, _as_partial(loss)
+    return Problem(checks.model_function(f), _as_partial(loss), params, data)
 
 
 def _as_partial(loss: Loss) -> Partial:
@@ -286,22 +289,11 @@ def train(
     >>> history.loss.tolist()
     [1.0, 0.25, 0.0625]
     """
-    settings = {"steps": steps, "batch_size": batch_size, "chunk_steps": chunk_steps}
-    f, params, data, loss = _prepare(f, params, data, loss, settings)
-    check_dataset(data)
-    _check_member(f, loss, params, data)
-    return run(
-        f,
-        params,
-        data,
-        optimizer,
-        loss=loss,
-        key=key,
-        record=record,
-        checkpoint=checkpoint,
-        label=label,
-        **settings,
-    )
+    settings = Settings(steps, batch_size, record, chunk_steps, checkpoint, label)
+    problem = _prepare(f, params, data, loss, settings)
+    check_dataset(problem.data)
+    _check_member(*problem)
+    return run(problem, optimizer, key, settings)
 
 
 @in_any_program()
@@ -363,8 +355,9 @@ def train_ensemble(
     >>> train_ensemble(lambda w, x: w * x, w, data, optax.sgd(0.25), steps=2).loss.tolist()
     [[1.0, 0.25, 0.0625], [1.0, 0.25, 0.0625]]
     """
-    settings = {"steps": steps, "batch_size": batch_size, "chunk_steps": chunk_steps}
-    f, params, data, loss = _prepare(f, params, data, loss, settings)
+    settings = Settings(steps, batch_size, record, chunk_steps, checkpoint, label)
+    problem = _prepare(f, params, data, loss, settings)
+    f, loss, params, data = problem
     if data_axis not in (None, 0):
         raise ValueError(f"`data_axis` must be None or 0, got {data_axis}. Put the members first.")
     held = (f, loss, params) if data_axis is None else (f, loss, params, data)
@@ -383,17 +376,5 @@ def train_ensemble(
         loss,
         params,
     )
-    return run(
-        f,
-        params,
-        data,
-        optimizer,
-        loss=loss,
-        key=key,
-        record=record,
-        checkpoint=checkpoint,
-        label=label,
-        members=shapes[0][0],
-        data_axis=data_axis,
-        **settings,
-    )
+    settings = settings._replace(members=shapes[0][0], data_axis=data_axis)
+    return run(problem, optimizer, key, settings)

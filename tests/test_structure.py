@@ -16,6 +16,7 @@ GROUPS = (
     ("traces", "leaves", "blocks", "laws"),
     ("data", "models", "tangent", "spectrum", "factors", "independence"),
     ("kernels", "loop"),
+    ("stages",),
     ("runs",),
     ("comparison", "dynamics", "metrics", "training"),
     ("operators", "sketches", "plots"),
