@@ -90,20 +90,20 @@ def _inputs(path: Path) -> tuple[Any, Any]:
             f"`--data` must be a file, got {path}. Save one: np.savez(path, x=x)"
         )
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        opened = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"`--data` must be an npz or npy file, got {path} ({error}). Use np.savez(path, x=x)."
         ) from error
-    if isinstance(found, np.ndarray):
-        return found, None
-    names = set(found.files)
+    if isinstance(opened, np.ndarray):
+        return opened, None
+    names = set(opened.files)
     if names not in ({"x"}, {"x1"}, {"x1", "x2"}):
         raise ValueError(
             f"`--data` must hold x, or x1 and x2, got {sorted(names)} in {path}. "
             "Use np.savez(path, x=x)."
         )
-    return found["x" if "x" in names else "x1"], found["x2"] if "x2" in names else None
+    return opened["x" if "x" in names else "x1"], opened["x2"] if "x2" in names else None
 
 
 def _stop(number: int, frame: Any) -> None:

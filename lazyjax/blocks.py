@@ -48,16 +48,16 @@ def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
         return function(x)
     function = plain_convolutions(function)
     like = jax.eval_shape(lambda: function(take(x, 0, size)))
-    found = jax.tree.map(lambda a: zeros((n, *a.shape[1:]), a), like)
+    every = jax.tree.map(lambda a: zeros((n, *a.shape[1:]), a), like)
 
-    def block(found: Any, start: Any) -> tuple[Any, None]:
+    def block(every: Any, start: Any) -> tuple[Any, None]:
         new = function(take(x, start, size))
         put = jax.tree.map(
-            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), found, new
+            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), every, new
         )
         return put, None
 
-    return jax.lax.scan(block, found, jnp.asarray(starts(n, size)))[0]
+    return jax.lax.scan(block, every, jnp.asarray(starts(n, size)))[0]
 
 
 def in_close_blocks(features: Callable[[Any], Any], x: Any, jaxpr: Any) -> Any:

@@ -57,7 +57,7 @@ def _features_last(convolution: Any, x: jax.Array, filters: jax.Array) -> jax.Ar
     out_axes = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
     n = x.ndim
     places = tuple(range(1, n - 1))
-    found = lax.conv_general_dilated(
+    windows = lax.conv_general_dilated(
         x.transpose(x_axes),
         filters.transpose(filter_axes),
         convolution.strides,
@@ -72,7 +72,7 @@ def _features_last(convolution: Any, x: jax.Array, filters: jax.Array) -> jax.Ar
         convolution.precision,
         convolution.dtype,
     )
-    return found.transpose([out_axes.index(i) for i in range(n)])
+    return windows.transpose([out_axes.index(i) for i in range(n)])
 
 
 def _by_patches(convolution: Any, x: jax.Array, filters: jax.Array) -> jax.Array:
@@ -81,15 +81,16 @@ def _by_patches(convolution: Any, x: jax.Array, filters: jax.Array) -> jax.Array
     batches, groups = convolution.batch_groups, convolution.groups
     filters = filters.transpose(*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
     window, (into, out) = filters.shape[:-2], filters.shape[-2:]
-    found = patches(x, convolution=convolution, window=window)  # (batch, *places, window, features)
+    # (batch, *places, window, features)
+    windows = patches(x, convolution=convolution, window=window)
     if batches > 1:  # groups of the batch are groups of features of a smaller batch
-        found = found.reshape(batches, -1, *found.shape[1:])
-        found = jnp.moveaxis(found, 0, -2)
+        windows = windows.reshape(batches, -1, *windows.shape[1:])
+        windows = jnp.moveaxis(windows, 0, -2)
         groups = batches
-    found = found.reshape(*found.shape[: 2 + len(window)], groups, into)
+    windows = windows.reshape(*windows.shape[: 2 + len(window)], groups, into)
     y = jnp.einsum(
         "n...wgc,wcgk->n...gk",
-        found,
+        windows,
         filters.reshape(-1, into, groups, out // groups),
         precision=convolution.precision,
         preferred_element_type=convolution.dtype,

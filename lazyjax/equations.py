@@ -180,14 +180,14 @@ def settings(equation: Any) -> Any:
         return None
     layout, parameters = LAYOUTS[name], equation.params
     needed = set(layout.read.values())
-    found: dict[str, Any] | None = None
+    known: dict[str, Any] | None = None
     if needed <= set(parameters) <= needed | layout.others:
-        found = {own: parameters[theirs] for own, theirs in layout.read.items()}
-        found |= {k: _closed(found[k]) for k in ("body", "cond") if k in found}
+        known = {own: parameters[theirs] for own, theirs in layout.read.items()}
+        known |= {k: _closed(known[k]) for k in ("body", "cond") if k in known}
         if name == "scan":
-            counts = _of_scan(equation, found["body"], found["length"])
-            found = None if counts is None else found | counts
-    if found is None:
+            counts = _of_scan(equation, known["body"], known["length"])
+            known = None if counts is None else known | counts
+    if known is None:
         warnings.warn(
             f"`{name}` of JAX {jax.__version__} has parameters that this lazyjax does not know "
             f"({', '.join(sorted(parameters))}): what goes through it is differentiated plainly, "
@@ -195,7 +195,7 @@ def settings(equation: Any) -> Any:
             stacklevel=2,
         )
         return None
-    return SimpleNamespace(**found)
+    return SimpleNamespace(**known)
 
 
 def known(equation: Any) -> bool:
@@ -262,24 +262,24 @@ def epsilon(jaxpr: Any) -> float:
 
 def constants(jaxpr: Any) -> list[Any]:
     """Give the constants of a jaxpr and of those inside it: what a `jit` in a function holds."""
-    found = list(getattr(jaxpr, "consts", ()))
+    every = list(getattr(jaxpr, "consts", ()))
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         for value in equation.params.values():
             for inner in _jaxprs(value):
-                found += constants(inner)
-    return found
+                every += constants(inner)
+    return every
 
 
 def needed(jaxpr: Any) -> list[bool]:
     """Tell which equations the outputs depend on."""
     alive = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    found = [False] * len(jaxpr.eqns)
+    marks = [False] * len(jaxpr.eqns)
     for i in reversed(range(len(jaxpr.eqns))):
         equation = jaxpr.eqns[i]
         if equation.effects or any(v in alive for v in equation.outvars):
-            found[i] = True
+            marks[i] = True
             alive |= {v for v in equation.invars if not isinstance(v, Literal)}
-    return found
+    return marks
 
 
 def evaluate(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]:

@@ -92,8 +92,8 @@ def _trained(
 
     And N K eps lambda_max, and whether it explains a Ritz value.
     """
-    found = lanczos(A, residual.T, depth=depth)
-    values, inner = found.eigh()
+    tridiagonal = lanczos(A, residual.T, depth=depth)
+    values, inner = tridiagonal.eigh()
     noise = _rounding(residual, A, values)
     values = jnp.where(jnp.abs(values - A.shift) < noise, 0, values - A.shift)
 
@@ -113,14 +113,14 @@ def _trained(
         return run.coefficients(t), run.train(t)
 
     every = jax.vmap(column, out_axes=-1)
-    return *every(found.vectors, values, inner, residual.T), noise, jnp.any(values == 0)
+    return *every(tridiagonal.vectors, values, inner, residual.T), noise, jnp.any(values == 0)
 
 
 def _check_stable(A: KernelOperator, residual: jax.Array, law: Law, t: np.ndarray) -> None:
     """Refuse an infinite time above the critical learning rate, as the residual sees it."""
     if np.any(np.isinf(t)) and np.isfinite(float(law.limit)):
-        found = lanczos(A, residual.T, depth=min(_FIRST_DEPTH, A.shape[0]))
-        require_stable(law, t, jnp.max(found.eigh()[0]), _FLOW)
+        first = lanczos(A, residual.T, depth=min(_FIRST_DEPTH, A.shape[0]))
+        require_stable(law, t, jnp.max(first.eigh()[0]), _FLOW)
 
 
 def _below_rounding(
@@ -292,7 +292,7 @@ def kernel_regression(
         taken += solution.iterations
     if np.any(spaces):
         run = partial(_trained, A, residual, jnp.asarray(flat[spaces], A.dtype))
-        *found, error, spent, (noise, dropped) = _in_growing_spaces(
+        *both, error, spent, (noise, dropped) = _in_growing_spaces(
             partial(run, law),
             float(norm(residual)),
             within,
@@ -300,7 +300,7 @@ def kernel_regression(
         )
         if dropped:
             warn_of_rounding(A.shift, noise, stacklevel=3)
-        coefficients[spaces], fit[spaces] = found
+        coefficients[spaces], fit[spaces] = both
         errors.append(error)
         taken += spent
     shape = (*t.shape, *y.shape)

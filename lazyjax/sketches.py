@@ -150,15 +150,15 @@ def _features(key: jax.Array, request: Request, *, dimension: int) -> jax.Array:
     rest = {i: _hash(next(keys), j.shape[-1], dimension, dtype) for i, j in plain.items()}
 
     def of_block(x: Any) -> jax.Array:
-        found = made(x)
+        features = made(x)
         shares = []
         for i, shape in shapes.items():
-            own = found["factors"][i]
+            own = features["factors"][i]
             shares.append(ways[i].apply(hashes[i], own, shape, dimension))
             if i in biases:
                 bias = jax.vmap(bias_jacobian)(own.d, own.bias)
                 shares.append(_sketched(biases[i], bias, dimension))
-        shares += [_sketched(rest[i], found["jacobian"][i], dimension) for i in rest]
+        shares += [_sketched(rest[i], features["jacobian"][i], dimension) for i in rest]
         return sum(shares[1:], shares[0])
 
     with request.options.in_force():
@@ -241,15 +241,15 @@ def sketch(
     x1, x2 = (jax.tree.map(lambda a, i=i: jnp.asarray(a)[i], x) for i in (one, other))
     (exact,) = jax.tree.leaves(kernels(request.of(x1, x2)))
     exact = exact.reshape(*exact.shape[:2], z.shape[1], z.shape[1])
-    found = jnp.einsum("nkd,mld->nmkl", z[one], z[other], precision=precision)
-    error, standard_error = _error(np.asarray(found), np.asarray(exact))
+    products = jnp.einsum("nkd,mld->nmkl", z[one], z[other], precision=precision)
+    error, standard_error = _error(np.asarray(products), np.asarray(exact))
     return Sketch(z.reshape(n, *out, dimension), error, standard_error)
 
 
-def _error(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+def _error(products: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     """Give the relative error, and its standard error by the jackknife over the examples."""
-    found, exact = found.astype(np.float64), exact.astype(np.float64)
-    missed = np.sum((found - exact) ** 2, (2, 3))
+    products, exact = products.astype(np.float64), exact.astype(np.float64)
+    missed = np.sum((products - exact) ** 2, (2, 3))
     whole = np.sum(exact**2, (2, 3))
 
     def ratio(missed: np.ndarray, whole: np.ndarray) -> float:

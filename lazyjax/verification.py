@@ -151,9 +151,9 @@ def _image(kernel: np.ndarray, reduce: str, v: np.ndarray) -> np.ndarray:
     return np.einsum("nmd,m->nd", kernel, v[:, 0])
 
 
-def _pushed(found: _Products, reduce: str) -> np.ndarray:
+def _pushed(products: _Products, reduce: str) -> np.ndarray:
     """Read K v off J1 (J2^T v)."""
-    pushed = np.asarray(found.pushed, np.float64)  # (d, n, C)
+    pushed = np.asarray(products.pushed, np.float64)  # (d, n, C)
     if reduce == "none":
         return pushed[0]
     outputs = pushed.shape[2]
@@ -163,9 +163,9 @@ def _pushed(found: _Products, reduce: str) -> np.ndarray:
     return own if reduce == "diagonal" else np.sum(own, 1, keepdims=True) / outputs**0.5
 
 
-def _forms(found: _Products, reduce: str) -> tuple[np.ndarray, np.ndarray]:
+def _forms(products: _Products, reduce: str) -> tuple[np.ndarray, np.ndarray]:
     """Give the forms (l, d) and what they are relative to; the trace adds up its directions."""
-    forms, left, right = (np.asarray(a, np.float64) for a in found[:3])
+    forms, left, right = (np.asarray(a, np.float64) for a in products[:3])
     if reduce != "trace":
         return forms, left * right
     sizes = [np.sqrt(np.sum(a**2, 1, keepdims=True)) for a in (left, right)]
@@ -251,8 +251,8 @@ def verify(
     Examples
     --------
     >>> f = lambda w, x: jnp.tanh(x @ w)
-    >>> found = verify(f, jnp.ones((2, 3)), jnp.ones((4, 2)))
-    >>> found.whole.error <= found.whole.tolerance
+    >>> checked = verify(f, jnp.ones((2, 3)), jnp.ones((4, 2)))
+    >>> checked.whole.error <= checked.whole.tolerance
     True
     """
     request = check(
@@ -281,15 +281,15 @@ def verified(request: Request, *, seed: int = 0) -> Verification:
     names = [path_of(path) or "w" for (path, _), moves in moving if moves]
     of_outputs = np.asarray(range(len(every) * len(names))).reshape(len(every), -1)
     apart = jax.tree.leaves(apart)
-    found = [
+    checks = [
         _of_output(
             request, number, every[number].out, kernel, [apart[i] for i in of_outputs[number]], seed
         )
         for number, kernel in enumerate(jax.tree.leaves(whole))
     ]
     result = Verification(
-        max((own for own, _ in found), key=_excess),
-        {name: max((own[i] for _, own in found), key=_excess) for i, name in enumerate(names)},
+        max((own for own, _ in checks), key=_excess),
+        {name: max((own[i] for _, own in checks), key=_excess) for i, name in enumerate(names)},
     )
     wrong = [name for name, check in result.leaves.items() if _excess(check) > 1]
     if wrong or _excess(result.whole) > 1:
@@ -335,7 +335,7 @@ def _of_output(
     whole = Check(error, float(slack.rounding * eps + slack.noise * noise))
 
     (forms, sizes), (others, _) = _forms(here, reduce), _forms(near, reduce)
-    found = np.stack([_form(own, reduce, u.astype(float), v.astype(float)) for own in leaves])
+    of_kernel = np.stack([_form(own, reduce, u.astype(float), v.astype(float)) for own in leaves])
     # a form whose terms cancel has the rounding of its terms, u K v of each pair
     with np.errstate(over="ignore"):
         u2, v2 = u.astype(float) ** 2, v.astype(float) ** 2
@@ -345,22 +345,23 @@ def _of_output(
     beside = eps**2 * np.linalg.norm(sizes, axis=0, keepdims=True)
     rounding = eps * np.maximum(sizes, terms) + beside
     allowed = slack.rounding * rounding + slack.noise * np.abs(others - forms)
-    errors = np.abs(found - forms)
+    errors = np.abs(of_kernel - forms)
     return whole, [_largest(*own) for own in zip(errors, allowed, sizes, strict=True)]
 
 
-def _message(request: Request, found: Verification, wrong: list[str]) -> str:
+def _message(request: Request, verification: Verification, wrong: list[str]) -> str:
     """Say which leaves are wrong, and how they were treated."""
+    whole = verification.whole
     if not wrong:
         return (
             "the kernel of all leaves must be that of products with the Jacobian to "
-            f"{found.whole.tolerance:.1e}, got {found.whole.error:.1e}, with every leaf right by "
-            "itself. Use per_leaf=True and add up, or another `method`, and report this model."
+            f"{whole.tolerance:.1e}, got {whole.error:.1e}, with every leaf right by itself. Use "
+            "per_leaf=True and add up, or another `method`, and report this model."
         )
     rows = {row.name: row for row in explanation(request.of(request.x1))}
     texts = []
     for name in wrong:
-        check, row = found.leaves[name], rows[name]
+        check, row = verification.leaves[name], rows[name]
         where = f" ({row.where})" if row.where else ""
         texts.append(
             f"`{name}` is off by {check.error:.1e}, where rounding explains "

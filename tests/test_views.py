@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from lazyjax.factors.views import Atom, arrange, count, covers, follow, of_leaf, split
+from lazyjax.factors.views import POSITIONS, Atom, arrange, count, covers, follow, of_leaf, split
 from lazyjax.factors.views import Roles as RolesOfAxes
 
 
@@ -111,7 +111,7 @@ def test_digits_that_follow_one_another_cover_what_their_axis_does():
 
 def test_a_factor_is_arranged_in_the_order_of_the_leaf():
     low, high = Atom(0, 1, 3, 0, 3), Atom(0, 3, 2, 0, 2)
-    roles = RolesOfAxes(((("x", low),), None, (("x", high),)))
+    roles = RolesOfAxes(((("x", low),), POSITIONS, (("x", high),)))
     array = jnp.arange(30.0).reshape(3, 5, 2)
     assert count(roles, array.shape) == (1, 5, 6)
     expected = np.asarray(array).transpose(1, 2, 0).reshape(1, 5, 6)

@@ -50,8 +50,8 @@ def _by_columns(model: Model, x: Any) -> Weights:
             direction[leaf] = jax.nn.one_hot(p, size, dtype=direction[leaf].dtype).reshape(shape)
             return jvp(outputs, model.w, direction)[1]
 
-        found = jax.lax.map(column, jnp.arange(size), batch_size=min(size, _COLUMNS_AT_ONCE))
-        return jnp.moveaxis(found, 0, -1)
+        every = jax.lax.map(column, jnp.arange(size), batch_size=min(size, _COLUMNS_AT_ONCE))
+        return jnp.moveaxis(every, 0, -1)
 
     return [columns(leaf) for leaf in range(len(model.w))]
 

@@ -165,7 +165,7 @@ def shape_of(part: Part, structure: Structure, avals: dict[Place, Any], outputs:
         sizes.append(count(use.d, avals[place].shape))
     b, _, q = sizes[0]
     use = first_use(part, structure.uses)
-    own = [atom for axis in use.a.axes for kind, atom in axis or () if kind == "x"]
+    own = [atom for kind, atom in use.a.atoms if kind == "x"]
     alone = part.leaf is None
     return Shape(
         b=b,
@@ -187,9 +187,9 @@ def jacobian_of(f: Factors, shape: Shape) -> jax.Array:
         return summed.reshape(shape.outputs, -1)
     k, _, s, _ = d.shape  # q before p: the larger side of the product first
     if s == 1:
-        found = d[:, :, 0, :, None] * a[None, :, 0, None, :]
+        j = d[:, :, 0, :, None] * a[None, :, 0, None, :]
     else:
-        found = jnp.einsum("bsp,kbsq->kbqp", a, d)
+        j = jnp.einsum("bsp,kbsq->kbqp", a, d)
     if f.d_swapped is not None:
-        found = found + jnp.einsum("kbsp,bsq->kbqp", f.d_swapped, f.a_swapped)
-    return found.reshape(k, -1)
+        j = j + jnp.einsum("kbsp,bsq->kbqp", f.d_swapped, f.a_swapped)
+    return j.reshape(k, -1)

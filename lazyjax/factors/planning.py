@@ -166,11 +166,11 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
                 rest.setdefault(leaf_of(part), []).append(jacobian_of(own, shape))
             else:
                 gathered.setdefault(plan.alike(i)[0], []).append(own)
-        found: Features = {}
+        groups: Features = {}
         for i, every in gathered.items():
-            found.setdefault(plan.treatments[i].group, {})[i] = side_by_side(every)
+            groups.setdefault(plan.treatments[i].group, {})[i] = side_by_side(every)
         if rest:
-            found["jacobian"] = join(rest, apart=plan.apart)
-        return found
+            groups["jacobian"] = join(rest, apart=plan.apart)
+        return groups
 
     return examples.each(of_one, x)

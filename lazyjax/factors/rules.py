@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lazyjax.convolutions import patches
 from lazyjax.equations import settings
-from lazyjax.factors.views import Atom, Roles, View, split
+from lazyjax.factors.views import POSITIONS, Atom, Axis, Role, Roles, View, split
 
 
 class Use(NamedTuple):
@@ -29,7 +29,7 @@ class Use(NamedTuple):
     tokens: int = 0  # > 0: the factor is whole numbers below this, short for one-hot vectors
 
 
-def _axis(kind: str, atoms: tuple[Atom, ...] | None) -> Any:
+def _axis(kind: str, atoms: Axis) -> tuple[tuple[str, Atom], ...]:
     return tuple((kind, atom) for atom in atoms or ())
 
 
@@ -44,13 +44,15 @@ def _dot(equation: Any, operand: int, view: View) -> Use | None:
     other = 1 - operand
     c_w, c_t = contracted[operand], contracted[other]
     b_w, b_t = shared[operand], shared[other]
-    t_axes: list[Any] = [None] * equation.invars[other].aval.ndim
+    t_axes: list[Role] = [POSITIONS] * equation.invars[other].aval.ndim
     for w, t in zip(c_w, c_t, strict=True):
         t_axes[t] = _axis("x", view.axes[w])
     for w, t in zip(b_w, b_t, strict=True):
         t_axes[t] = _axis("b", view.axes[w])
-    free_w = [_axis("x", axis) for i, axis in enumerate(view.axes) if i not in (*c_w, *b_w)]
-    free_t = [None] * (len(t_axes) - len(c_t) - len(b_t))
+    free_w: list[Role] = [
+        _axis("x", axis) for i, axis in enumerate(view.axes) if i not in (*c_w, *b_w)
+    ]
+    free_t: list[Role] = [POSITIONS] * (len(t_axes) - len(c_t) - len(b_t))
     sides = (free_w, free_t) if operand == 0 else (free_t, free_w)
     d_axes = [_axis("b", view.axes[w]) for w in b_w] + sides[0] + sides[1]
     return Use(view, other, _same, Roles(tuple(t_axes)), Roles(tuple(d_axes)))
@@ -68,11 +70,12 @@ def _convolution(equation: Any, operand: int, view: View) -> Use | None:
         return None
     window = tuple(equation.invars[1].aval.shape[i] for i in numbers.rhs_spec[2:])
     inside = tuple(entry for axis in spatial for entry in _axis("x", axis))
-    a = (None, *[None] * len(window), inside, _axis("b", grouped[0]) + _axis("x", into))
-    d: list[Any] = [None] * (2 + len(window))
+    places = (POSITIONS,) * len(window)
+    a = (POSITIONS, *places, inside, _axis("b", grouped[0]) + _axis("x", into))
+    d: list[Role] = [POSITIONS] * (2 + len(window))
     for place, axis in zip(
         numbers.out_spec,
-        (None, _axis("b", grouped[0]) + _axis("x", grouped[1]), *[None] * len(window)),
+        (POSITIONS, _axis("b", grouped[0]) + _axis("x", grouped[1]), *places),
         strict=True,
     ):
         d[place] = axis
@@ -107,15 +110,13 @@ def _gather(equation: Any, operand: int, view: View) -> Use | None:
         return None
     own = iter(_axis("x", axis) for i, axis in enumerate(view.axes) if i != picked[0])
     d = [
-        next(own) if i in numbers.offset_dims else None
+        next(own) if i in numbers.offset_dims else POSITIONS
         for i in range(equation.outvars[0].aval.ndim)
     ]
-    positions = equation.invars[1].aval.ndim - 1
+    positions = (POSITIONS,) * (equation.invars[1].aval.ndim - 1)
     prepare = partial(_tokens, size=shape[picked[0]], mode=mode)
     atoms = _axis("x", view.axes[picked[0]])
-    return Use(
-        view, 1, prepare, Roles((*[None] * positions, atoms)), Roles(tuple(d)), shape[picked[0]]
-    )
+    return Use(view, 1, prepare, Roles((*positions, atoms)), Roles(tuple(d)), shape[picked[0]])
 
 
 class Rule(NamedTuple):

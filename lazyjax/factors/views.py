@@ -5,13 +5,13 @@ constant factor. Its axes are made of atoms: digits of an axis of the leaf, so t
 axes (d into heads and features of a head) and merge them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend import core
 
 from lazyjax.equations import settings
 
@@ -166,7 +166,7 @@ LAYOUT: dict[str, Callable[[View, Any, tuple[int, ...]], View | None]] = {
 
 def _constant(atom: Any) -> float | None:
     """Give the value of a literal number."""
-    if isinstance(atom, Literal) and np.ndim(atom.val) == 0:
+    if isinstance(atom, core.Literal) and np.ndim(atom.val) == 0:
         return float(atom.val)
     return None
 
@@ -195,15 +195,26 @@ def follow(equation: Any, operand: int, view: View) -> View | None:
     return None
 
 
-class Roles(NamedTuple):
-    """What each axis of a factor is: atoms of the leaf of one kind, or positions (None)."""
+POSITIONS = "positions"
 
-    axes: tuple[tuple[tuple[str, Atom], ...] | None, ...]  # kind "b" shared, "x" the factor's own
+Role = tuple[tuple[str, Atom], ...] | str
+"""Atoms of the leaf and their kinds, "b" shared and "x" the factor's own; or positions."""
+
+
+class Roles(NamedTuple):
+    """What each axis of a factor is."""
+
+    axes: tuple[Role, ...]
+
+    @property
+    def atoms(self) -> Iterator[tuple[str, Atom]]:
+        """The atoms of all axes, with their kinds."""
+        return (own for axis in self.axes if not isinstance(axis, str) for own in axis)
 
 
 def in_order(roles: Roles) -> bool:
     """Tell whether the factor has the entries of the leaf in the order of the leaf."""
-    atoms = [atom for axis in roles.axes for _, atom in axis or ()]
+    atoms = [atom for _, atom in roles.atoms]
     places = [(atom.axis, -atom.stride) for atom in atoms]
     return places == sorted(places) and not any(atom.flipped for atom in atoms)
 
@@ -225,7 +236,7 @@ def arrange(array: jax.Array, roles: Roles) -> jax.Array:
     lengths: list[int] = []
     kinds: list[tuple[str, Any]] = []
     for length, axis in zip(array.shape, roles.axes, strict=True):
-        if axis is None:
+        if isinstance(axis, str):
             lengths.append(length)
             kinds.append(("s", len(kinds)))
         else:
@@ -251,23 +262,23 @@ def count(roles: Roles, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Give (B, S, X) of a factor of that shape."""
     sizes = {kind: 1 for kind in "bsx"}
     for length, axis in zip(shape, roles.axes, strict=True):
-        if axis is None:
+        if isinstance(axis, str):
             sizes["s"] *= length
-        for kind, atom in axis or ():
-            sizes[kind] *= atom.length
+    for kind, atom in roles.atoms:
+        sizes[kind] *= atom.length
     return sizes["b"], sizes["s"], sizes["x"]
 
 
 def covers(atoms: frozenset[Atom]) -> frozenset[Atom]:
     """Merge digits that follow one another: equal for two sets that stand for the same entries."""
-    found = {atom._replace(flipped=False) for atom in atoms}
-    for low in sorted(found, key=lambda atom: (atom.axis, atom.stride)):
-        while low in found and not low.cut:
-            high = [a for a in found if (a.axis, a.stride) == (low.axis, low.stride * low.size)]
+    merged = {atom._replace(flipped=False) for atom in atoms}
+    for low in sorted(merged, key=lambda atom: (atom.axis, atom.stride)):
+        while low in merged and not low.cut:
+            high = [a for a in merged if (a.axis, a.stride) == (low.axis, low.stride * low.size)]
             if not high or high[0].cut:
                 break
             size = low.size * high[0].size
-            found -= {low, high[0]}
+            merged -= {low, high[0]}
             low = Atom(low.axis, low.stride, size, 0, size)
-            found.add(low)
-    return frozenset(found)
+            merged.add(low)
+    return frozenset(merged)

@@ -16,7 +16,17 @@ from jax.extend.core import Literal
 
 from lazyjax.equations import INLINE, evaluate, known, needed, rescan, settings
 from lazyjax.factors.rules import RULES, Use
-from lazyjax.factors.views import Atom, Roles, View, covers, follow, in_order, of_leaf
+from lazyjax.factors.views import (
+    POSITIONS,
+    Atom,
+    Role,
+    Roles,
+    View,
+    covers,
+    follow,
+    in_order,
+    of_leaf,
+)
 
 Place = tuple[int, ...]
 """Numbers of an equation and of those around it, outermost first."""
@@ -56,7 +66,7 @@ def _is_bias(view: View, use: Use, shape: tuple[int, ...]) -> bool:
     if len(view.axes) != len(shape) or view.levels != use.view.levels or view.cuts:
         return False
     for axis, role, length in zip(view.axes, roles, shape, strict=True):
-        own = any(atom.length > 1 for _, atom in role or ())
+        own = not isinstance(role, str) and any(atom.length > 1 for _, atom in role)
         if (bool(axis) != own) or (axis and math.prod(a.length for a in axis) != length):
             return False
     if any(atom.cut or atom.flipped for axis in view.axes for atom in axis or ()):
@@ -134,8 +144,9 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
 
 def _with_levels(use: Use) -> Use:
     """Add an axis for each scan around: one of the leaf where it runs over it, or positions."""
-    outer = tuple(
-        None if axis is None else tuple(("b", atom) for atom in axis) for axis in use.view.levels
+    outer: tuple[Role, ...] = tuple(
+        POSITIONS if axis is None else tuple(("b", atom) for atom in axis)
+        for axis in use.view.levels
     )
     return use._replace(a=Roles(outer + use.a.axes), d=Roles(outer + use.d.axes))
 
@@ -158,7 +169,7 @@ def _walk_scan(equation: Any, entering: list[tuple[int, View]], walk: _Walk, pla
 
 
 def _kinds(roles: Roles, kind: str) -> frozenset[Atom]:
-    return covers(frozenset(a for axis in roles.axes for k, a in axis or () if k == kind))
+    return covers(frozenset(atom for own, atom in roles.atoms if own == kind))
 
 
 def signature(use: Use) -> tuple[frozenset[Atom], frozenset[Atom], frozenset[Atom]]:
@@ -167,7 +178,7 @@ def signature(use: Use) -> tuple[frozenset[Atom], frozenset[Atom], frozenset[Ato
 
 
 def _cuts(use: Use) -> frozenset[Atom]:
-    atoms = [atom for roles in (use.a, use.d) for axis in roles.axes for _, atom in axis or ()]
+    atoms = [atom for roles in (use.a, use.d) for _, atom in roles.atoms]
     return use.view.cuts | {atom._replace(flipped=False) for atom in atoms if atom.cut}
 
 
@@ -276,11 +287,11 @@ def find(jaxpr: Any, leaves: int) -> Structure:
     used = {use.view.leaf for uses in walk.uses.values() for use in uses}
     parts: list[Part] = []
     for leaf in sorted(used - set(walk.plain)):
-        found = _parts_of_leaf(leaf, walk.uses, walk.biases)
-        if found is None:
+        own = _parts_of_leaf(leaf, walk.uses, walk.biases)
+        if own is None:
             walk.plain[leaf] = "products that do not agree"
         else:
-            parts += found
+            parts += own
     lonely = {leaf for leaf, n in often.items() if n > 1 or leaf in used or leaf in walk.plain}
     parts = [
         p._replace(bias=None) if p.bias and p.bias.leaf in lonely else p
@@ -303,19 +314,19 @@ def find(jaxpr: Any, leaves: int) -> Structure:
 
 def zeros(jaxpr: Any, places: set[Place], here: Place = ()) -> dict[Place, jax.Array]:
     """Give a zero for the output of each open product, stacked for each scan around it."""
-    found = {}
+    values = {}
     for i, equation in enumerate(jaxpr.eqns):
         place = (*here, i)
         if place in places:
             aval = equation.outvars[0].aval
-            found[place] = jnp.zeros(aval.shape, aval.dtype)
+            values[place] = jnp.zeros(aval.shape, aval.dtype)
         elif any(p[: len(place)] == place for p in places):
             inside = zeros(settings(equation).body.jaxpr, places, place)
             if equation.primitive.name == "scan":
                 length = settings(equation).length
                 inside = {p: jnp.zeros((length, *z.shape), z.dtype) for p, z in inside.items()}
-            found |= inside
-    return found
+            values |= inside
+    return values
 
 
 def run(

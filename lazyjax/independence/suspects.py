@@ -97,14 +97,14 @@ def _differ(two: Any, three: Any) -> bool:
 
 
 def _through_one(
-    two: Any, three: Any, marks: list[Marks], found: list[Suspect], place: str
+    two: Any, three: Any, marks: list[Marks], noted: list[Suspect], place: str
 ) -> Marks:
     """Give the marks of the outputs of an equation that runs no jaxpr."""
     name, every = two.primitive.name, NOTHING.union(*marks)
     inputs = [_batch_axes(*pair) for pair in zip(two.invars, three.invars, strict=True)]
     outputs = [_batch_axes(*pair) for pair in zip(two.outvars, three.outvars, strict=True)]
     if name in RANDOM and any(outputs):
-        found.append(Suspect("random", name + place))
+        noted.append(Suspect("random", name + place))
     if name == "iota" and settings(two).axis in outputs[0]:
         return frozenset({"position"})
     if not inputs or not outputs:
@@ -115,15 +115,15 @@ def _through_one(
     lost = lost or (name == "reshape" and _scrambles(two, inputs[0], outputs[0]))
     crossed = CROSSING[name](two) if name in CROSSING else ()
     if lost or any(int(axis) in inputs[0] for axis in crossed):
-        found.append(Suspect("others", f"{name} along the batch{place}", name in MOVING))
+        noted.append(Suspect("others", f"{name} along the batch{place}", name in MOVING))
     for fault in ("size", "position"):
         if any(fault in mark and "x" not in mark for mark in marks):
-            found.append(Suspect(fault, f"{name} with what depends on it{place}"))
+            noted.append(Suspect(fault, f"{name} with what depends on it{place}"))
     return every
 
 
 def _through_loop(
-    two: Any, three: Any, marks: list[Marks], found: list[Suspect], at: str
+    two: Any, three: Any, marks: list[Marks], noted: list[Suspect], at: str
 ) -> list[Marks]:
     """Walk through a `scan` or a `while` until the marks of its carry grow no more."""
     loop, other = settings(two), settings(three)
@@ -133,14 +133,14 @@ def _through_loop(
         start, carries = loop.body_constants, len(two.outvars)
         marks = marks[loop.cond_constants :]
     while True:
-        out = _walk(loop.body.jaxpr, other.body.jaxpr, marks, found, at)
+        out = _walk(loop.body.jaxpr, other.body.jaxpr, marks, noted, at)
         grown = [a | b for a, b in zip(marks[start:], out[:carries], strict=False)]
         if marks[start : start + carries] == grown:
             break
         marks = [*marks[:start], *grown, *marks[start + carries :]]
     over_batch = two.primitive.name == "scan" and loop.length != other.length
     if over_batch and any("x" in mark for mark in out[:carries]):
-        found.append(Suspect("others", f"scan along the batch{_place(at)}"))
+        noted.append(Suspect("others", f"scan along the batch{_place(at)}"))
     return out
 
 
@@ -149,30 +149,30 @@ def _place(at: str) -> str:
 
 
 def _through(
-    two: Any, three: Any, marks: list[Marks], found: list[Suspect], at: str
+    two: Any, three: Any, marks: list[Marks], noted: list[Suspect], at: str
 ) -> list[Marks]:
     """Give the marks of an equation's outputs, and add what is suspect in it."""
     name = two.primitive.name
     stack = str(two.source_info.name_stack).split("/")
     at = "/".join(part for part in (at, *stack) if part and not part.endswith("()"))
     if name in ("scan", "while"):
-        return _through_loop(two, three, marks, found, at)
+        return _through_loop(two, three, marks, noted, at)
     inside = [inner_jaxprs(equation) for equation in (two, three)]
     if not inside[0] or name in CROSSING or name.startswith("reduce"):
-        return [_through_one(two, three, marks, found, _place(at))] * len(two.outvars)
+        return [_through_one(two, three, marks, noted, _place(at))] * len(two.outvars)
     pairs = list(zip(*inside, strict=True))
     if name == "cond":
-        ways = [_walk(a, b, marks[1:], found, at) for a, b in pairs]
+        ways = [_walk(a, b, marks[1:], noted, at) for a, b in pairs]
         return [marks[0].union(*way) for way in zip(*ways, strict=True)]
     if len(pairs) == 1 and len(inside[0][0].invars) == len(marks):
-        return _walk(inside[0][0], inside[1][0], marks, found, at)
+        return _walk(inside[0][0], inside[1][0], marks, noted, at)
     for a, b in pairs:
-        _walk(a, b, [NOTHING.union(*marks)] * len(a.invars), found, at)
-    return [_through_one(two, three, marks, found, _place(at))] * len(two.outvars)
+        _walk(a, b, [NOTHING.union(*marks)] * len(a.invars), noted, at)
+    return [_through_one(two, three, marks, noted, _place(at))] * len(two.outvars)
 
 
 def _walk(
-    two: Any, three: Any, marks: list[Marks], found: list[Suspect], at: str = ""
+    two: Any, three: Any, marks: list[Marks], noted: list[Suspect], at: str = ""
 ) -> list[Marks]:
     """Give the marks of a jaxpr's outputs from those of its inputs (the last of its variables)."""
     variables = [*two.constvars, *two.invars]
@@ -188,7 +188,7 @@ def _walk(
             raise ValueError(f"{a.primitive} is not {b.primitive}")
         if used:
             inputs = [read(*pair) for pair in zip(a.invars, b.invars, strict=True)]
-            known.update(zip(a.outvars, _through(a, b, inputs, found, at), strict=True))
+            known.update(zip(a.outvars, _through(a, b, inputs, noted, at), strict=True))
     return [read(*pair) for pair in zip(two.outvars, three.outvars, strict=True)]
 
 
@@ -208,12 +208,12 @@ def suspects(two: Jaxpr, three: Jaxpr, leaves: int) -> list[Suspect] | None:
         In the order of the jaxpr. None if the two jaxprs are not made of the same equations, as
         where Python asks for the size of the batch.
     """
-    found: list[Suspect] = []
+    noted: list[Suspect] = []
     others = [NOTHING] * (len(two.jaxpr.invars) - leaves)
     try:
         pairs = zip(two.consts, three.consts, strict=True)
         sized = [frozenset({"size"} if _differ(*pair) else ()) for pair in pairs]
-        _walk(two.jaxpr, three.jaxpr, [*sized, *others, *[frozenset({"x"})] * leaves], found)
+        _walk(two.jaxpr, three.jaxpr, [*sized, *others, *[frozenset({"x"})] * leaves], noted)
     except Exception:  # of `zip`, where they part; a primitive that is built in another way
         return None
-    return found
+    return noted

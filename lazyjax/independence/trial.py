@@ -198,10 +198,10 @@ def _can_run(two: Jaxpr, known: bool) -> bool:
     return not names & ({"pure_callback", "io_callback"} | (set() if known else {"while"}))
 
 
-def _message(fault: str, found: list[Suspect]) -> str:
-    if fault == "position" and any(suspect.fault == "random" for suspect in found):
+def _message(fault: str, suspected: list[Suspect]) -> str:
+    if fault == "position" and any(suspect.fault == "random" for suspect in suspected):
         fault = "random"
-    named = sorted(found, key=lambda suspect: (suspect.fault != fault, suspect.moves))
+    named = sorted(suspected, key=lambda suspect: (suspect.fault != fault, suspect.moves))
     return FAULTS[fault].format(f": {named[0].what}" if named else "")
 
 
@@ -249,16 +249,16 @@ def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
         if checks.batch("x", x) == 1:  # it is the whole batch
             return
         raise ValueError(FAULTS["shape"].format(wrong))
-    found, fault = suspects(two, three, len(examples)), None
+    suspected, fault = suspects(two, three, len(examples)), None
     hidden, same = ({id(c) for c in m.consts if not checks.is_known(c)} for m in (two, three))
-    if found != [] and hidden == same and _can_run(two, known and not hidden):
+    if suspected != [] and hidden == same and _can_run(two, known and not hidden):
         try:
             with jax.ensure_compile_time_eval():
                 fault = _trial(two, three, f, params, x)
         except Exception:  # the model's own again; of jax_debug_nans
             fault = None
     if fault:
-        raise ValueError(_message(fault, found or []))
+        raise ValueError(_message(fault, suspected or []))
     if not hidden:
         _passed[key] = None
         if len(_passed) > _LIMIT:

@@ -55,7 +55,7 @@ class Candidate(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _candidates(kind: Kind) -> tuple[Candidate, ...]:
-    found: list[Candidate] = []
+    admitted: list[Candidate] = []
 
     def trace(request: Request) -> None:
         with request.options.in_force():
@@ -64,10 +64,10 @@ def _candidates(kind: Kind) -> tuple[Candidate, ...]:
                 if method.needs_reverse and not all(job.model.reverse for job in every):
                     continue
                 seconds = sum(engine_of(job, request.x1, name).seconds for job in every)
-                found.append(Candidate(name, seconds))
+                admitted.append(Candidate(name, seconds))
 
     jax.eval_shape(trace, _of_shapes(kind))
-    return tuple(sorted(found, key=lambda candidate: candidate.seconds))
+    return tuple(sorted(admitted, key=lambda candidate: candidate.seconds))
 
 
 def candidates(request: Request) -> tuple[Candidate, ...]:

@@ -84,11 +84,11 @@ def finished(engine: Engine, k: int) -> Engine:
     return engine._replace(contract={g: finish(c) for g, c in engine.contract.items()})
 
 
-def whole(found: Kernels, job: Job, leaf: int = WHOLE) -> jax.Array:
+def whole(by_leaf: Kernels, job: Job, leaf: int = WHOLE) -> jax.Array:
     """Give the kernel of one leaf, or of all of them, in the shape of the outputs."""
     task = job.task
     full = (task.n1, task.n2, *job.out * COPIES[task.reduce])
-    return found[leaf].reshape(full) if leaf in found else jnp.zeros(full, job.shape.dtype)
+    return by_leaf[leaf].reshape(full) if leaf in by_leaf else jnp.zeros(full, job.shape.dtype)
 
 
 def _kernel(job: Job, request: Request) -> Any:
@@ -96,11 +96,11 @@ def _kernel(job: Job, request: Request) -> Any:
     task, options = job.task, request.options
     engine = finished(engine_of(job, request.x1, options.method), math.prod(job.out))
     blocks = choose_blocks(engine, task, options.batch_size, options.level)
-    found = assemble(engine, task, request.x1, request.x2, blocks)
+    by_leaf = assemble(engine, task, request.x1, request.x2, blocks)
     if not options.per_leaf:
-        return whole(found, job)
+        return whole(by_leaf, job)
     numbers = iter(range(sum(options.wrt)))
-    kernels = [whole(found, job, next(numbers)) if moves else None for moves in options.wrt]
+    kernels = [whole(by_leaf, job, next(numbers)) if moves else None for moves in options.wrt]
     return jax.tree.structure(request.params).unflatten(kernels)
 
 

@@ -158,21 +158,23 @@ def _explanation(request: Request) -> list[Leaf]:
             for leaf in range(len(named)):
                 _add(rows, _plain(named[leaf], "forward mode only", label, task))
             continue
-        found = plan(
+        planned = plan(
             job.model.jaxpr,
             len(job.model.w),
             lambda s, task=task, size=itemsize: treatment(cheapest_order(s, task, size)),
             apart=False,
         )
-        for part, shape, kept in zip(found.parts, found.shapes, found.treatments, strict=True):
+        for part, shape, kept in zip(
+            planned.parts, planned.shapes, planned.treatments, strict=True
+        ):
             order = ORDERS[kept.group]
             assert part.leaf is not None  # a bias is a part of its own only where leaves are apart
             own = Leaf(
                 *named[part.leaf],
-                enters=_uses(found, part, shape),
+                enters=_uses(planned, part, shape),
                 rule=order.label,
                 operations=order.cost(shape, task.reduce).pair,
-                where=_where(found, part),
+                where=_where(planned, part),
             )
             every = [own]
             if part.bias is not None:
@@ -184,9 +186,9 @@ def _explanation(request: Request) -> list[Leaf]:
                     plain = _plain((row.name, row.shape), row.enters, label, task)
                     row = plain._replace(where=row.where)
                 _add(rows, row)
-        for leaf, why in found.structure.plain.items():
+        for leaf, why in planned.structure.plain.items():
             _add(rows, _plain(named[leaf], why, label, task))
-        for leaf in found.structure.unused:
+        for leaf in planned.structure.unused:
             _add(rows, Leaf(*named[leaf], "not at all", "zero", 0.0))
     for (path, leaf), moves in zip(leaves, request.options.wrt, strict=True):
         if not moves:

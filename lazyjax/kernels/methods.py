@@ -140,10 +140,10 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
 
     def contract(x1: Any, x2: Any) -> Kernels:
         other = x1 if x2 is None else x2
-        found = {c[0] if task.apart else WHOLE: of_leaves(c, x1, other) for c in leaves}
+        by_leaf = {c[0] if task.apart else WHOLE: of_leaves(c, x1, other) for c in leaves}
         if x2 is None:
-            return {leaf: symmetric(kernel, task.reduce) for leaf, kernel in found.items()}
-        return found
+            return {leaf: symmetric(kernel, task.reduce) for leaf, kernel in by_leaf.items()}
+        return by_leaf
 
     counted = (
         task.n2 * (1 + 2 * task.outputs) * forward

@@ -119,10 +119,10 @@ def summed(
     shares: Iterable[tuple[int, Triangle]], reduce: str, *, mirror: bool
 ) -> dict[int, jax.Array]:
     """Add up what belongs to the same leaf; `mirror` the kernel of a batch with itself."""
-    found: dict[int, Triangle] = {}
+    sums: dict[int, Triangle] = {}
     for leaf, pieces in shares:
-        found[leaf] = jax.tree.map(jnp.add, found[leaf], pieces) if leaf in found else pieces
-    return {leaf: _whole(p, reduce) if mirror else p[0][0] for leaf, p in found.items()}
+        sums[leaf] = jax.tree.map(jnp.add, sums[leaf], pieces) if leaf in sums else pieces
+    return {leaf: _whole(p, reduce) if mirror else p[0][0] for leaf, p in sums.items()}
 
 
 def _slices(length: int, entries: int, itemsize: int) -> tuple[int, int]:
@@ -249,21 +249,21 @@ def _other_side(f1: Factors, f2: Factors, reduce: str) -> jax.Array:
     right = jnp.einsum("nkbsq,mbtq->bnksmt", f1.d, f2.a)
     if reduce == "none":
         return jnp.einsum("bnsmlt,bnksmt->nkml", left, right)
-    found = jnp.einsum("bnsmkt,bnksmt->nkm", left, right)
-    return found if reduce == "diagonal" else jnp.sum(found, 1)
+    kernel = jnp.einsum("bnsmkt,bnksmt->nkm", left, right)
+    return kernel if reduce == "diagonal" else jnp.sum(kernel, 1)
 
 
 def _gram(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Triangle:
     """Multiply the Gram of a and that of d: N^2 S^2 (P + K^2 Q)."""
     f2 = f1 if f2 is None else f2
-    found = _same_side(f1, f2, shape, reduce)
+    kernel = _same_side(f1, f2, shape, reduce)
     if shape.mixed:
         one, other = (
             Factors(f.a_swapped, f.d_swapped) for f in (f1, f2)
         )  # of several uses: no bias
-        found = found + _same_side(one, other, shape, reduce)
-        found = found + _other_side(f1, other, reduce) + _other_side(one, f2, reduce)
-    return [[found]]
+        kernel = kernel + _same_side(one, other, shape, reduce)
+        kernel = kernel + _other_side(f1, other, reduce) + _other_side(one, f2, reduce)
+    return [[kernel]]
 
 
 def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Triangle:
@@ -277,8 +277,8 @@ def _apply(f1: Factors, f2: Factors | None, shape: Shape, reduce: str) -> Triang
         spread = jnp.einsum("bsmt,mlbtq->mbslq", gram, f2.d)
         if reduce == "none":
             return jnp.einsum("kbsq,mbslq->kml", d, spread)
-        found = jnp.einsum("kbsq,mbskq->km", d, spread)
-        return found if reduce == "diagonal" else jnp.sum(found, 0)
+        kernel = jnp.einsum("kbsq,mbskq->km", d, spread)
+        return kernel if reduce == "diagonal" else jnp.sum(kernel, 0)
 
     return [[jax.lax.map(one, (f1.a, f1.d, f1.bias))]]
 

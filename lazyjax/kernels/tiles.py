@@ -202,8 +202,8 @@ def contract(engine: Engine, task: Task, f1: Any, f2: Any | None, *sides: int) -
     for group, of_group in engine.contract.items():
         rows, columns = (min(_sides(engine, group, task), side) for side in sides)
         other = None if f2 is None else f2[group]
-        found = tiled(of_group, f1[group], other, rows=rows, columns=columns)
-        for leaf, tile in found.items():
+        tiles = tiled(of_group, f1[group], other, rows=rows, columns=columns)
+        for leaf, tile in tiles.items():
             kernel[leaf] = kernel[leaf] + tile if leaf in kernel else tile
     return kernel
 

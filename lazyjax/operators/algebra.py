@@ -76,10 +76,10 @@ class KernelOperator:
             )
         v = v.astype(self.dtype)
         block = v[:, None] if v.ndim == 1 else v
-        found = self.scale * product(block)
+        result = self.scale * product(block)
         if self.shape[0] == self.shape[1]:
-            found = found + self.shift * block
-        return found.reshape(found.shape[0], *v.shape[1:])
+            result = result + self.shift * block
+        return result.reshape(result.shape[0], *v.shape[1:])
 
     @in_any_program()
     def __matmul__(self, other: Any) -> Any:

@@ -81,9 +81,9 @@ def _of_linear(product: Callable[[Any], jax.Array], w: list[jax.Array], chunk: i
     def push(u: Any, start: Any) -> jax.Array:
         if not chunk:
             return jax.vmap(product)(u)
-        found = jax.vmap(jax.vmap(product))(u)  # (v, chunk, n, C)
-        directions = jax.nn.one_hot(start + jnp.arange(chunk), outputs, dtype=found.dtype)
-        return jnp.einsum("vjnc,jc->vn", found, directions)
+        pushed = jax.vmap(jax.vmap(product))(u)  # (v, chunk, n, C)
+        directions = jax.nn.one_hot(start + jnp.arange(chunk), outputs, dtype=pushed.dtype)
+        return jnp.einsum("vjnc,jc->vn", pushed, directions)
 
     return Maps(pull, push)
 
@@ -129,9 +129,9 @@ def by_evaluation(
         return jax.lax.scan(step, zero, (cut, blocks))[0]
 
     def push(u: Any, start: Any) -> jax.Array:
-        found = jax.lax.map(lambda x: maps(x).push(u, start), cut)  # (blocks, v, block, ..)
-        found = jnp.moveaxis(found, 0, 1)
-        return found.reshape(len(found), n, *found.shape[3:])
+        pushed = jax.lax.map(lambda x: maps(x).push(u, start), cut)  # (blocks, v, block, ..)
+        pushed = jnp.moveaxis(pushed, 0, 1)
+        return pushed.reshape(len(pushed), n, *pushed.shape[3:])
 
     return Maps(pull, push)
 
@@ -191,8 +191,8 @@ def _pull_part(f: Any, s: Shape, c: jax.Array, chunk: int) -> Any:
 def _push_part(f: Any, s: Shape, u: Any, chunk: int) -> jax.Array:
     weight, bias = u
     if s.tokens:
-        found = weight[:, :, jnp.maximum(f.a, 0)]  # (v, j, n, s, q)
-        z = jnp.where((f.a >= 0)[None, None, :, :, None], found, 0)[:, :, :, None]
+        rows = weight[:, :, jnp.maximum(f.a, 0)]  # (v, j, n, s, q)
+        z = jnp.where((f.a >= 0)[None, None, :, :, None], rows, 0)[:, :, :, None]
     else:
         z = jnp.einsum("nbsp,vjbpq->vjnbsq", f.a, weight)
     if bias is not None:
@@ -236,9 +236,9 @@ def _of_features(request: Request, kept: Any, setting: Setting) -> Maps:
     def push(u: Any, start: Any) -> jax.Array:
         pairs, jacobians = chosen(start)
         through = "nkp,vkp->vn" if chunk else "nkp,vp->vnk"
-        found = [_push_part(f, shapes[i], u[0][i], chunk) for i, f in pairs.items()]
-        found += [jnp.einsum(through, j, u[1][i]) for i, j in jacobians.items()]
-        return sum(found[1:], found[0])
+        shares = [_push_part(f, shapes[i], u[0][i], chunk) for i, f in pairs.items()]
+        shares += [jnp.einsum(through, j, u[1][i]) for i, j in jacobians.items()]
+        return sum(shares[1:], shares[0])
 
     return Maps(pull, push)
 

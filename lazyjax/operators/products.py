@@ -124,16 +124,16 @@ def _product(request: Request, kept: Any, other: Any, v: jax.Array, *, form: For
         if mesh is not None:
             start = jax.lax.axis_index(mesh.axis_names) * form.right.local
             vectors = jax.lax.dynamic_slice_in_dim(vectors, start, form.right.local, 1)
-        found = _in_turn(one, vectors, at_once)
+        product = _in_turn(one, vectors, at_once)
         if mesh is not None:
-            found = jax.lax.all_gather(found, mesh.axis_names, axis=1, tiled=True)
-        return found
+            product = jax.lax.all_gather(product, mesh.axis_names, axis=1, tiled=True)
+        return product
 
     with request.options.in_force():
         run = _shared_out(form, lambda *every: local(every), False, True, True, False, False)
-        found = run(request, kept, other, vectors)
-    found = found[:, : form.left.n] / form.mean
-    return found.reshape(len(vectors), -1).T.astype(v.dtype)
+        product = run(request, kept, other, vectors)
+    product = product[:, : form.left.n] / form.mean
+    return product.reshape(len(vectors), -1).T.astype(v.dtype)
 
 
 def _in_turn(function: Any, vectors: jax.Array, at_once: int) -> jax.Array:
@@ -143,8 +143,8 @@ def _in_turn(function: Any, vectors: jax.Array, at_once: int) -> jax.Array:
         return function(vectors)
     turns = -(-count // at_once)
     filled = zeros((turns * at_once, *vectors.shape[1:]), vectors).at[:count].set(vectors)
-    found = jax.lax.map(function, filled.reshape(turns, at_once, *vectors.shape[1:]))
-    return found.reshape(turns * at_once, *found.shape[2:])[:count]
+    results = jax.lax.map(function, filled.reshape(turns, at_once, *vectors.shape[1:]))
+    return results.reshape(turns * at_once, *results.shape[2:])[:count]
 
 
 class Product(NamedTuple):
@@ -338,7 +338,7 @@ def ntk_operator(
     chosen = _choose(request, form, keep, memory)
     left = _prepared(one, request.x1, form=chosen, right=False)
     right = left if x2 is None else _prepared(one, request.x2, form=chosen, right=True)
-    found = operator(
+    kernel = operator(
         Partial(Product(chosen), one, left, right),
         Partial(Product(chosen.swapped()), one, right, left),
         rows=Partial(_rows, request),
@@ -347,4 +347,4 @@ def ntk_operator(
         outputs=k // chosen.mean,
         psd=x2 is None,
     )
-    return found if unshifted else found + ridge
+    return kernel if unshifted else kernel + ridge

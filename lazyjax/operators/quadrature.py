@@ -86,7 +86,7 @@ def quadratures(
     theorems 6.3 and 6.4 (the signs).
     """
     f, gauss_is_upper = FUNCTIONS[of]
-    found = lanczos(A, probes, depth=depth)
+    tridiagonal = lanczos(A, probes, depth=depth)
 
     # Gauss-Radau: T gets one more row, whose diagonal entry makes `lower` an eigenvalue:
     # lower + beta^2 / d, with d the last pivot of T - lower I
@@ -94,14 +94,14 @@ def quadratures(
         diagonal, off = entries
         return jnp.maximum(diagonal - lower - off * (off / before), floor), None
 
-    floor = jnp.finfo(A.dtype).eps * jnp.max(found.diagonal, axis=1) + jnp.finfo(A.dtype).tiny
-    before = jnp.pad(found.off[:, :-1], ((0, 0), (1, 0)))
-    d, _ = jax.lax.scan(pivot, jnp.ones_like(floor), (found.diagonal.T, before.T))
-    entry = lower + found.off[:, -1] * (found.off[:, -1] / d)
+    floor = jnp.finfo(A.dtype).eps * jnp.max(tridiagonal.diagonal, axis=1) + jnp.finfo(A.dtype).tiny
+    before = jnp.pad(tridiagonal.off[:, :-1], ((0, 0), (1, 0)))
+    d, _ = jax.lax.scan(pivot, jnp.ones_like(floor), (tridiagonal.diagonal.T, before.T))
+    entry = lower + tridiagonal.off[:, -1] * (tridiagonal.off[:, -1] / d)
     longer = Tridiagonal(
-        vectors=found.vectors,
-        diagonal=jnp.concatenate([found.diagonal, entry[:, None]], axis=1),
-        off=jnp.pad(found.off, ((0, 0), (0, 1))),
+        vectors=tridiagonal.vectors,
+        diagonal=jnp.concatenate([tridiagonal.diagonal, entry[:, None]], axis=1),
+        off=jnp.pad(tridiagonal.off, ((0, 0), (0, 1))),
     )
     radau_matrix = longer.matrix
     # Gauss: T itself, the last row apart from it
@@ -113,7 +113,7 @@ def quadratures(
     gauss, radau = values * jnp.sum(probes**2, axis=1)[None]
     low, high = (radau, gauss) if gauss_is_upper else (gauss, radau)
     seen = jnp.where(weights[0] > jnp.finfo(A.dtype).eps, nodes[0], lower)
-    return Bracket(low, high, jnp.min(seen), jnp.max(found.diagonal))
+    return Bracket(low, high, jnp.min(seen), jnp.max(tridiagonal.diagonal))
 
 
 def _probes(key: jax.Array, A: KernelOperator, probes: int) -> jax.Array:
@@ -243,8 +243,8 @@ def logdet(
     --------
     >>> from lazyjax.operators.algebra import as_operator
     >>> A = as_operator(jnp.diag(jnp.array([1.0, 3.0])), ridge=1.0)
-    >>> found = logdet(jax.random.key(0), A)
-    >>> round(float(jnp.exp(found.value)), 3), found.depth
+    >>> estimate = logdet(jax.random.key(0), A)
+    >>> round(float(jnp.exp(estimate.value)), 3), estimate.depth
     (8.0, 2)
     """
     require_symmetric(A)

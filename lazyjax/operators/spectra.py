@@ -139,9 +139,9 @@ def _above(
     start = jax.random.normal(start_key, (1, n), A.dtype)
     while True:
         again = jax.random.clone(key)
-        found = lanczos(A, start, depth=steps, without=known.vectors, key=again)
-        values, inner = (a[0, ..., ::-1] for a in found.eigh())
-        bounds = jnp.abs(found.off[0, -1] * inner[-1])
+        tridiagonal = lanczos(A, start, depth=steps, without=known.vectors, key=again)
+        values, inner = (a[0, ..., ::-1] for a in tridiagonal.eigh())
+        bounds = jnp.abs(tridiagonal.off[0, -1] * inner[-1])
         largest = jnp.maximum(largest, jnp.max(jnp.abs(values)))
         allowed, above = within * largest, k
         if m:
@@ -151,7 +151,7 @@ def _above(
         worst = jnp.max(bounds[: max(above, 1)])
         sure = bool(worst <= allowed)
         if sure or steps == limit:
-            vectors = jnp.matmul(inner[:, :above].T, found.vectors[0], precision="highest")
+            vectors = jnp.matmul(inner[:, :above].T, tridiagonal.vectors[0], precision="highest")
             return _Found(values[:above], vectors, worst, sure)
         steps = min(2 * steps, limit)
 
@@ -234,13 +234,13 @@ def top_eigenpairs(
     largest, sure, residual = zero, True, zero
     while sure:
         key, start = jax.random.split(key)
-        found = _above(start, A, known, k=k, largest=largest, within=within / 2, depth=depth)
-        sure, residual = found.sure, found.residual
-        if not len(found.values):
+        new = _above(start, A, known, k=k, largest=largest, within=within / 2, depth=depth)
+        sure, residual = new.sure, new.residual
+        if not len(new.values):
             break
-        values = jnp.concatenate([known.values, found.values])
+        values = jnp.concatenate([known.values, new.values])
         order = jnp.argsort(-values)[:k]
-        vectors = jnp.concatenate([known.vectors, found.vectors])[order]
+        vectors = jnp.concatenate([known.vectors, new.vectors])[order]
         known = known._replace(values=values[order], vectors=vectors)
         largest = jnp.max(jnp.abs(values))
         if k in (1, n):
@@ -320,8 +320,8 @@ def spectral_density(
     Examples
     --------
     >>> from lazyjax.operators.algebra import as_operator
-    >>> found = spectral_density(jax.random.key(0), as_operator(jnp.diag(jnp.array([1.0, 3.0]))))
-    >>> found.cumulative(jnp.array([0.5, 2.0, 4.0]))[0].round(4).tolist()
+    >>> density = spectral_density(jax.random.key(0), as_operator(jnp.diag(jnp.array([1.0, 3.0]))))
+    >>> density.cumulative(jnp.array([0.5, 2.0, 4.0]))[0].round(4).tolist()
     [0.0, 0.5, 1.0]
     """
     require_symmetric(A)

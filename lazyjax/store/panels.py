@@ -70,13 +70,13 @@ def dealt(grid: Grid, hands: int) -> list[list[int]]:
     >>> dealt(Grid(6, 6, (1, 1), True), 2)
     [[0, 3, 4], [1, 2, 5]]
     """
-    found: list[list[int]] = [[] for _ in range(hands)]
+    hands_of_rows: list[list[int]] = [[] for _ in range(hands)]
     work = [0] * hands
     for row in reversed(range(grid.blocks[0])):
         least = work.index(min(work))
-        found[least].insert(0, row)
+        hands_of_rows[least].insert(0, row)
         work[least] += len(grid.columns(row))
-    return sorted(found)
+    return sorted(hands_of_rows)
 
 
 def panels(rows: list[int], held: int) -> list[list[int]]:
@@ -145,7 +145,7 @@ def _scheduled(job: Job, request: Request, grid: Grid, memory: int, devices: int
 
 def _schedules(request: Request, grids: list[Grid], memory: int, devices: int) -> list[Schedule]:
     """Schedule every method with every grid, the fastest first; nothing runs."""
-    found: list[Schedule] = []
+    schedules: list[Schedule] = []
     asked = request.options.method
 
     def trace(request: Request) -> None:
@@ -154,11 +154,11 @@ def _schedules(request: Request, grids: list[Grid], memory: int, devices: int) -
             if asked == "auto" and METHODS[name].needs_reverse and not job.model.reverse:
                 continue
             own = request.having(method=name)
-            found.extend(_scheduled(job, own, grid, memory, devices) for grid in grids)
+            schedules.extend(_scheduled(job, own, grid, memory, devices) for grid in grids)
 
     with request.options.in_force():
         jax.eval_shape(trace, request.of(request.x1))
-    return sorted(found, key=lambda schedule: schedule.seconds)
+    return sorted(schedules, key=lambda schedule: schedule.seconds)
 
 
 def _grids(

@@ -26,7 +26,7 @@ def _index(key: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
             f"an index of a kernel must have at most {len(shape)} parts, got {len(keys)}. "
             f"Its shape is {shape}."
         )
-    found = []
+    parts = []
     for k, size in zip(keys, shape, strict=False):
         if isinstance(k, slice):
             whole = range(*k.indices(size))
@@ -42,8 +42,8 @@ def _index(key: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
                     f"slice or a mask of {size}, got {k}. Its shape is {shape}."
                 )
             k = np.where(k < 0, k + size, k)
-        found.append(k)
-    return tuple(found)
+        parts.append(k)
+    return tuple(parts)
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ class StoredKernel:
                 "Drop the others."
             )
         wanted, k = wanted.astype(int), self.outputs
-        found = np.empty((len(wanted), k, n2 * k), self.dtype)
+        chosen = np.empty((len(wanted), k, n2 * k), self.dtype)
         for rows, columns, tile in self._tiles():
             mine = np.flatnonzero((wanted >= rows.start) & (wanted < rows.stop))
             if mine.size:
                 part = _matrix(tile[wanted[mine] - rows.start], k)
                 at = slice(columns.start * k, columns.stop * k)
-                found[mine, :, at] = part.reshape(len(mine), k, -1)
-        return found.reshape(len(wanted) * k, n2 * k)
+                chosen[mine, :, at] = part.reshape(len(mine), k, -1)
+        return chosen.reshape(len(wanted) * k, n2 * k)
 
     def operator(self, *, ridge: ArrayLike = 0.0) -> KernelOperator:
         """Take the kernel as an operator, for solves, eigenpairs, traces and regression.
@@ -166,7 +166,7 @@ class StoredKernel:
         """
         self._require_matrix()
         n, m = (size * self.outputs for size in self.shape[:2])
-        found = operator(
+        kernel = operator(
             _OnHost(self, "product", n),
             _OnHost(self, "transposed_product", m),
             rows=_OnHost(self, "rows", m),
@@ -175,7 +175,7 @@ class StoredKernel:
             outputs=self.outputs,
             psd=self.recipe["x2"] is None,
         )
-        return found + ridge if np.any(ridge) else found
+        return kernel + ridge if np.any(ridge) else kernel
 
     def _product(self, v: np.ndarray, side: int) -> np.ndarray:
         self._require_matrix()
@@ -185,15 +185,15 @@ class StoredKernel:
             raise ValueError(
                 f"`v` must have shape ({m}, B), got {v.shape}. Use v[:, None] for one vector."
             )
-        found = np.zeros((n, v.shape[1]), np.result_type(self.dtype, v.dtype))
+        product = np.zeros((n, v.shape[1]), np.result_type(self.dtype, v.dtype))
         for rows, columns, tile in self._tiles():
             to, of = (
                 slice(part.start * self.outputs, part.stop * self.outputs)
                 for part in ((rows, columns) if side == 0 else (columns, rows))
             )
             block = _matrix(tile, self.outputs)
-            found[to] += (block if side == 0 else block.T) @ v[of]
-        return found
+            product[to] += (block if side == 0 else block.T) @ v[of]
+        return product
 
     def _require_matrix(self) -> None:
         if self.recipe["reduce"] == "diagonal":

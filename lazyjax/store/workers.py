@@ -122,11 +122,11 @@ def _mirrored(tile: np.ndarray, reduce: str) -> np.ndarray:
 def write_tile(work: Work, row: int, column: int, tile: jax.Array) -> None:
     """Write one tile, and its mirror image beyond the diagonal."""
     rows, columns = work.grid.examples(0, row), work.grid.examples(1, column)
-    found = np.asarray(tile)[: rows.stop - rows.start, : columns.stop - columns.start]
+    numbers = np.asarray(tile)[: rows.stop - rows.start, : columns.stop - columns.start]
     with _timed(work, "writing"), files.on_disk(work.path):
-        work.array[rows, columns].write(found).result()
+        work.array[rows, columns].write(numbers).result()
         if work.grid.symmetric and row != column:
-            other = _mirrored(found, work.schedule.options.reduce)
+            other = _mirrored(numbers, work.schedule.options.reduce)
             work.array[columns, rows].write(other).result()
 
 
