@@ -43,8 +43,10 @@ def _closed_form(
     alpha: jax.Array,
     momentum: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Predict one member's tangent model at `steps`: outputs on both sets of points, and movement;
-    and give its critical learning rate."""
+    """Predict one member's tangent model at `steps`, and give its critical learning rate.
+
+    Before that come the outputs on the training points and on the grid, and the movement.
+    """
     f_lin = linearize(f, anchor)
     kernel = ntk(f, anchor, data.x)
     dynamics = gradient_descent(
@@ -69,8 +71,10 @@ def _closed_form(
 @jax.jit
 @partial(jax.vmap, in_axes=(0, 0, None))
 def _kernels(f: ModelFunction, on_grid: Params, x: jax.Array) -> tuple[jax.Array, ...]:
-    """Compute the trace kernel of each member at each of its recorded parameters, its relative
-    change from the first, and its alignment with that."""
+    """Compute the trace kernel of each member at each of its recorded parameters.
+
+    Beside them their relative changes from the first, and their alignments with it.
+    """
     kernels = jax.lax.map(lambda w: ntk(f, w, x, reduce="trace"), on_grid)
     return (
         kernels,

@@ -125,6 +125,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Give the outputs (N, outputs) of images."""
         for i, channels in enumerate(self.channels):
             strides = (1, 1) if i == 0 else (2, 2)
             x = nn.relu(nn.Conv(channels, (3, 3), strides=strides, param_dtype=x.dtype)(x))
@@ -137,6 +138,7 @@ class Flat(nn.Module):
     network: MLP
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Give the outputs (N, outputs) of images."""
         return self.network(x.reshape(len(x), -1))
 
 

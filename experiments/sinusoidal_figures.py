@@ -54,12 +54,14 @@ class Trained(NamedTuple):
     least_loss: np.ndarray  # (E,), that the features allow
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """Give all arrays by name, as they are kept."""
         compared, *others = self
         mine = zip(self._fields[1:], others, strict=True)
         return compared.arrays(prefix) | {prefix + name: array for name, array in mine}
 
     @staticmethod
     def of(arrays: Mapping[str, np.ndarray], prefix: str) -> "Trained":
+        """Give what was kept."""
         others = (arrays[prefix + name] for name in Trained._fields[1:])
         return Trained(Comparison.of(arrays, prefix), *others)
 

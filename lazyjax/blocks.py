@@ -24,6 +24,7 @@ def starts(n: int, size: int) -> np.ndarray:
 
 
 def take(x: Any, start: Any, size: int) -> Any:
+    """Give a block of a batch; `start` may be traced."""
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(jnp.asarray(a), start, size), x)
 
 

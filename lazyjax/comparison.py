@@ -92,6 +92,7 @@ class Comparison:
 
     @property
     def members(self) -> int:
+        """E."""
         return len(self.network.loss)
 
     @property

@@ -198,7 +198,7 @@ def one_by_one(jaxpr: Any) -> Examples:
 
     Returns
     -------
-    Examples
+    `Examples`
     """
 
     def at_once(function: Callable[[Any], Any], x: Any) -> Any:

@@ -37,6 +37,7 @@ class Chunk(NamedTuple):
 
     @property
     def steps(self) -> int:
+        """Steps that it takes."""
         return self.block * self.blocks
 
 
@@ -195,6 +196,7 @@ def run_chunk(
     state: State,
     *where: jax.Array,
 ) -> tuple[State, Records]:
+    """Run the steps of a chunk, of one run or of all members; see `_run_chunk` for `where`."""
     run = partial(_run_chunk, optimizer, chunk)
     if chunk.members is not None:
         axes = (0, 0, 0, chunk.data_axis, 0, 0, None, None, None)

@@ -88,6 +88,7 @@ class Stages(NamedTuple):
 
     @property
     def chunks(self) -> int:
+        """How many chunks there are."""
         return len(self.edges) - 1
 
     def rows(self, number: int) -> slice:
@@ -146,6 +147,7 @@ class Kept(NamedTuple):
 
 
 def empty(stages: Stages, params: Params, state: loop.State) -> Kept:
+    """Give what a run has before its first chunk."""
     lead = () if stages.chunk.members is None else (stages.chunk.members,)
     rows, leaves = stages.steps + 1, jax.tree.leaves(params)
 

@@ -98,7 +98,6 @@ def factors(
 
     Balanced, each factor may be multiplied by itself.
     """
-
     if part.leaf is None:  # a bias alone, whose input is its factor at every position
         (place, number), *_ = part.straight
         own = jax.vmap(lambda d: arrange(d, uses[place][number].d))(d[place].astype(dtype))

@@ -28,10 +28,12 @@ class Atom(NamedTuple):
 
     @property
     def length(self) -> int:
+        """How many values it takes."""
         return self.stop - self.start
 
     @property
     def cut(self) -> bool:
+        """Whether these are not all values of the digit."""
         return self.length < self.size
 
 

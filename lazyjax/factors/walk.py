@@ -88,8 +88,7 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
         return None if isinstance(atom, Literal) else views_of.get(atom)
 
     def only_added(equation: Any, operand: int) -> Place | None:
-        """Give the place of the product that an equation adds something to, and nothing else
-        reads."""
+        """Give the place of the product that an equation, and nothing else, reads to add to it."""
         if equation.primitive.name != "add":
             return None
         product = equation.invars[1 - operand]

@@ -75,6 +75,7 @@ def check_batch_size(
 
 
 def same_examples(x1: Any, x2: Any) -> None:
+    """Require two batches of examples of the same shapes."""
     shapes = [
         (jax.tree.structure(x), [np.shape(leaf)[1:] for leaf in jax.tree.leaves(x)])
         for x in (x1, x2)
@@ -88,6 +89,7 @@ def same_examples(x1: Any, x2: Any) -> None:
 
 
 def check_precision(precision: str) -> None:
+    """Require a name that JAX knows."""
     try:
         with jax.default_matmul_precision(precision):
             pass
@@ -133,10 +135,12 @@ class Request:
 
     @property
     def n1(self) -> int:
+        """Examples of x1."""
         return checks.batch("x1", self.x1)
 
     @property
     def n2(self) -> int:
+        """Examples of x2, or of x1 again."""
         return self.n1 if self.x2 is None else checks.batch("x2", self.x2)
 
     def of(self, x1: Any, x2: Any | None = None) -> "Request":
@@ -184,8 +188,7 @@ def check(
 
 
 def only_output(request: Request, purpose: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Require a model with one output array; give the shape of the outputs that are asked for, and
-    their dtype."""
+    """Require a model with one output array; give shape and dtype of the outputs asked for."""
     if len(request.shapes) != 1:
         raise TypeError(
             f"`f` must return one array for {purpose}, got {len(request.shapes)}. Take one of "

@@ -178,7 +178,6 @@ def operator(
     KernelOperator
         With scale 1 and shift 0.
     """
-
     dtype = jnp.promote_types(dtype, jnp.float32)  # sums and norms of vectors are taken in it
 
     def travelling(function: Any) -> Partial:

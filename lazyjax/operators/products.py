@@ -51,6 +51,7 @@ class Form(NamedTuple):
     mesh: Mesh | None
 
     def swapped(self) -> "Form":
+        """Give the form of the transposed operator."""
         return self._replace(left=self.right, right=self.left)
 
 
@@ -153,6 +154,7 @@ class Product(NamedTuple):
     form: Form
 
     def __call__(self, request: Request, kept: Any, other: Any, v: jax.Array) -> jax.Array:
+        """Multiply v."""
         return _product(request, kept, other, v, form=self.form)
 
 

@@ -54,6 +54,7 @@ def timings_file(path: Path) -> Path:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole."""
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 

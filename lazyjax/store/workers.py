@@ -47,6 +47,7 @@ class Work:
 
     @property
     def grid(self) -> Grid:
+        """The tiles of the kernel."""
         return self.schedule.grid
 
 
