@@ -10,6 +10,7 @@ import numpy as np
 from lazyjax import checks
 from lazyjax.convolutions import plain_convolutions
 from lazyjax.costs import ALIVE, rates, results
+from lazyjax.equations import Jaxpr
 from lazyjax.meshes import zeros
 
 
@@ -61,7 +62,7 @@ def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
     return jax.lax.scan(block, every, jnp.asarray(starts(n, size)))[0]
 
 
-def in_close_blocks(features: Callable[[Any], Any], x: Any, jaxpr: Any) -> Any:
+def in_close_blocks(features: Callable[[Any], Any], x: Any, jaxpr: Jaxpr) -> Any:
     """Compute features of a model in blocks whose intermediate results stay close.
 
     Parameters

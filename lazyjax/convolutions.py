@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
 
-from lazyjax.equations import INLINE, evaluate, inner_jaxprs, known, rescan, settings
+from lazyjax.equations import INLINE, Jaxpr, evaluate, inner_jaxprs, known, rescan, settings
 
 
 def patches(x: jax.Array, *, convolution: Any, window: tuple[int, ...]) -> jax.Array:
@@ -100,26 +100,26 @@ def _by_patches(convolution: Any, x: jax.Array, filters: jax.Array) -> jax.Array
     return y.transpose([order.index(i) for i in range(y.ndim)])
 
 
-def _is_convolution(equation: Any) -> bool:
+def _is_convolution(equation: JaxprEqn) -> bool:
     return equation.primitive.name == "conv_general_dilated"
 
 
-def _opens(equation: Any) -> bool:
+def _opens(equation: JaxprEqn) -> bool:
     """Tell whether `_run` goes into an equation."""
     name = equation.primitive.name
     return (name in INLINE or name == "scan") and known(equation)
 
 
-def _holds_convolution(jaxpr: Any) -> bool:
+def _holds_convolution(jaxpr: Jaxpr) -> bool:
     return any(
         _is_convolution(e) or any(map(_holds_convolution, inner_jaxprs(e))) for e in jaxpr.eqns
     )
 
 
-def _hides_convolution(jaxpr: Any) -> bool:
+def _hides_convolution(jaxpr: Jaxpr) -> bool:
     """Tell whether a convolution stands where `_run` does not get: a custom rule, a branch."""
 
-    def hides(equation: Any) -> bool:
+    def hides(equation: JaxprEqn) -> bool:
         if _is_convolution(equation):
             return not known(equation)
         inside = _hides_convolution if _opens(equation) else _holds_convolution
@@ -188,7 +188,7 @@ class Examples(NamedTuple):
     each: Callable[[Callable[[Any], Any], Any], Any]  # (function of an example, x) -> results
 
 
-def one_by_one(jaxpr: Any) -> Examples:
+def one_by_one(jaxpr: Jaxpr) -> Examples:
     """Give the way to differentiate a model on each example that is right on several devices.
 
     Parameters

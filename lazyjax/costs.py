@@ -11,8 +11,9 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import JaxprEqn
 
-from lazyjax.equations import inner_jaxprs, settings
+from lazyjax.equations import Jaxpr, inner_jaxprs, lengths, settings
 
 
 class Rates(NamedTuple):
@@ -61,7 +62,7 @@ def using(recorded: Rates) -> Iterator[None]:
         _recorded.reset(token)
 
 
-def _walk(jaxpr: Any, weigh: Callable[[Any], float]) -> float:
+def _walk(jaxpr: Jaxpr, weigh: Callable[[Any], float]) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -77,27 +78,28 @@ def _walk(jaxpr: Any, weigh: Callable[[Any], float]) -> float:
     return total
 
 
-def _operations(equation: Any) -> float:
+def _operations(equation: JaxprEqn) -> float:
     name = equation.primitive.name
-    size = sum(math.prod(v.aval.shape) for v in equation.outvars)
+    size = sum(math.prod(lengths(v)) for v in equation.outvars)
     if name == "dot_general" and (product := settings(equation)):
         (contracted, _), _ = product.numbers
-        shape = equation.invars[0].aval.shape
+        shape = lengths(equation.invars[0])
         return size * math.prod(shape[axis] for axis in contracted)
     if name == "conv_general_dilated" and (convolution := settings(equation)):
-        filters = equation.invars[1].aval.shape
+        filters = lengths(equation.invars[1])
         features = filters[convolution.numbers.rhs_spec[0]]
         return size * math.prod(filters) // features
     return size
 
 
-def _bytes(equation: Any) -> float:
-    return sum(
-        math.prod(v.aval.shape) * getattr(v.aval.dtype, "itemsize", 8) for v in equation.outvars
-    )
+def _bytes(equation: JaxprEqn) -> float:
+    def size(v: Any) -> int:
+        return math.prod(lengths(v)) * getattr(v.aval.dtype, "itemsize", 8)
+
+    return sum(map(size, equation.outvars))
 
 
-def operations(jaxpr: Any) -> float:
+def operations(jaxpr: Jaxpr) -> float:
     """Count the operations of one evaluation.
 
     Parameters
@@ -114,6 +116,6 @@ def operations(jaxpr: Any) -> float:
     return _walk(jaxpr, _operations)
 
 
-def results(jaxpr: Any) -> float:
+def results(jaxpr: Jaxpr) -> float:
     """Count the bytes of all results of one evaluation, those inside a scan once a turn."""
     return _walk(jaxpr, _bytes)

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lazyjax.equations import inner_jaxprs, is_custom_jvp, is_custom_vjp
+from lazyjax.equations import Jaxpr, inner_jaxprs, is_custom_jvp, is_custom_vjp
 
 
-def _calls_custom_vjp(jaxpr: Any) -> bool:
+def _calls_custom_vjp(jaxpr: Jaxpr) -> bool:
     for equation in jaxpr.eqns:
         if is_custom_vjp(equation):
             return True

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.extend import core
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
 
 Jaxpr = Any
 """A jaxpr with its constants, which JAX has a type for until 0.11 and another since 0.12."""
@@ -135,7 +135,7 @@ LAYOUTS: dict[str, _Layout] = {
 """Primitives whose parameters are read, as JAX 0.8 to 0.12 have them."""
 
 
-def _of_scan(equation: Any, body: Jaxpr, length: int) -> dict[str, int] | None:
+def _of_scan(equation: JaxprEqn, body: Jaxpr, length: int) -> dict[str, int] | None:
     """Tell constants, carries and what is run over by their shapes.
 
     `num_consts` and `num_carry` until JAX 0.11 are `ft_in` and `ft_out` since 0.12; what the body
@@ -144,7 +144,7 @@ def _of_scan(equation: Any, body: Jaxpr, length: int) -> dict[str, int] | None:
 
     def over(outer: Any, inner: Any) -> list[bool]:
         pairs = zip(outer, inner, strict=True)
-        return [a.aval.shape != b.aval.shape for a, b in pairs]
+        return [lengths(a) != lengths(b) for a, b in pairs]
 
     inputs = over(equation.invars, body.jaxpr.invars)
     outputs = over(equation.outvars, body.jaxpr.outvars)
@@ -152,7 +152,7 @@ def _of_scan(equation: Any, body: Jaxpr, length: int) -> dict[str, int] | None:
     constants = inputs.count(False) - carries
     in_order = inputs == sorted(inputs) and outputs == sorted(outputs) and constants >= 0
     sliced = [
-        v.aval.shape == (length, *inner.aval.shape)
+        lengths(v) == (length, *lengths(inner))
         for v, inner, runs in (
             *zip(equation.invars, body.jaxpr.invars, inputs, strict=True),
             *zip(equation.outvars, body.jaxpr.outvars, outputs, strict=True),
@@ -162,7 +162,7 @@ def _of_scan(equation: Any, body: Jaxpr, length: int) -> dict[str, int] | None:
     return {"constants": constants, "carries": carries} if in_order and all(sliced) else None
 
 
-def settings(equation: Any) -> Any:
+def settings(equation: JaxprEqn) -> Any:
     """Give what an equation does, by the names of `LAYOUTS`.
 
     Parameters
@@ -198,33 +198,38 @@ def settings(equation: Any) -> Any:
     return SimpleNamespace(**known)
 
 
-def known(equation: Any) -> bool:
+def known(equation: JaxprEqn) -> bool:
     """Tell whether an equation can be read, or has nothing that would be."""
     return equation.primitive.name not in LAYOUTS or settings(equation) is not None
 
 
-def _closed(jaxpr: Any) -> Jaxpr:
+def _closed(jaxpr: Jaxpr) -> Jaxpr:
     if hasattr(jaxpr, "jaxpr"):
         return jaxpr
     return vars(core)["ClosedJaxpr"](jaxpr, ())  # until 0.11; since then all have constants
 
 
-def is_custom_vjp(equation: Any) -> bool:
+def lengths(v: Any) -> tuple[int, ...]:
+    """Give the shape of what a variable or a literal of a jaxpr stands for."""
+    return v.aval.shape
+
+
+def is_custom_vjp(equation: JaxprEqn) -> bool:
     """Tell whether an equation calls a `custom_vjp`, which has no forward mode."""
     return equation.primitive.name.startswith("custom_vjp_call")
 
 
-def is_custom_jvp(equation: Any) -> bool:
+def is_custom_jvp(equation: JaxprEqn) -> bool:
     """Tell whether an equation calls a `custom_jvp`, whose body is never differentiated."""
     return equation.primitive.name.startswith("custom_jvp_call")
 
 
-def has_custom_rule(equation: Any) -> bool:
+def has_custom_rule(equation: JaxprEqn) -> bool:
     """Tell whether an equation has a rule for its derivative that is a Python function."""
     return equation.primitive.name.startswith("custom_")
 
 
-def source_of_rule(equation: Any) -> str:
+def source_of_rule(equation: JaxprEqn) -> str:
     """Give the name and the file of the function that has a custom rule; "" if it is not known."""
     body = equation.params.get("call_jaxpr")
     source = getattr(getattr(body, "jaxpr", body), "debug_info", None)
@@ -239,12 +244,12 @@ def _jaxprs(value: Any) -> Iterator[Any]:
         yield value
 
 
-def inner_jaxprs(equation: Any) -> list[Any]:
+def inner_jaxprs(equation: JaxprEqn) -> list[Any]:
     """Give the jaxprs in an equation, opened, in the order of its parameters."""
     return [getattr(j, "jaxpr", j) for value in equation.params.values() for j in _jaxprs(value)]
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
     """Run over the equations of a jaxpr and of those inside it."""
     for equation in jaxpr.eqns:
         yield equation
@@ -252,7 +257,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
-def epsilon(jaxpr: Any) -> float:
+def epsilon(jaxpr: Jaxpr) -> float:
     """Give the machine epsilon of the coarsest floats on the way."""
     made = [v.aval for equation in equations(jaxpr) for v in equation.outvars]
     avals = [a for a in (*made, *(v.aval for v in jaxpr.outvars)) if hasattr(a, "dtype")]
@@ -260,7 +265,7 @@ def epsilon(jaxpr: Any) -> float:
     return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
 
-def constants(jaxpr: Any) -> list[Any]:
+def constants(jaxpr: Jaxpr) -> list[Any]:
     """Give the constants of a jaxpr and of those inside it: what a `jit` in a function holds."""
     every = list(getattr(jaxpr, "consts", ()))
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -270,7 +275,7 @@ def constants(jaxpr: Any) -> list[Any]:
     return every
 
 
-def needed(jaxpr: Any) -> list[bool]:
+def needed(jaxpr: Jaxpr) -> list[bool]:
     """Tell which equations the outputs depend on."""
     alive = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     marks = [False] * len(jaxpr.eqns)
@@ -282,7 +287,7 @@ def needed(jaxpr: Any) -> list[bool]:
     return marks
 
 
-def evaluate(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]:
+def evaluate(jaxpr: Jaxpr, equation: JaxprEqn, read: Callable[[Any], Any]) -> list[Any]:
     """Evaluate one equation as it is."""
     inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
     alone = jaxpr.replace(
@@ -297,7 +302,10 @@ def evaluate(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]
 
 
 def rescan(
-    equation: Any, inputs: list[Any], body: Callable[[Any, list[Any], Any], Any], more: Any = None
+    equation: JaxprEqn,
+    inputs: list[Any],
+    body: Callable[[Any, list[Any], Any], Any],
+    more: Any = None,
 ) -> tuple[list[Any], Any]:
     """Run a `scan` equation with another body.
 

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.extend.core import Literal
 from jax.tree_util import Partial
 
-from lazyjax.equations import has_custom_rule, inner_jaxprs, source_of_rule
+from lazyjax.equations import Jaxpr, has_custom_rule, inner_jaxprs, source_of_rule
 
 _KEPT = 256  # functions, the latest, whose traces are remembered
 _OF_JAX = str(Path(jax.__file__).parent)
@@ -63,7 +63,7 @@ class _Unknown(Exception):
     """What a jaxpr holds cannot be compared with that of another."""
 
 
-def _described(jaxpr: Any) -> Any:
+def _described(jaxpr: Jaxpr) -> Any:
     """Describe a jaxpr, with its constants, by what compares with that of another one."""
     numbers: dict[Any, int] = {}
 
@@ -105,7 +105,7 @@ def _described(jaxpr: Any) -> Any:
     )
 
 
-def _has_own_rules(jaxpr: Any) -> bool:
+def _has_own_rules(jaxpr: Jaxpr) -> bool:
     """Tell whether a jaxpr holds a custom rule that is not JAX's own, and may change."""
     for e in jaxpr.eqns:
         if has_custom_rule(e):

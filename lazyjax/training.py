@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks, loop
 from lazyjax.data import check_dataset
-from lazyjax.equations import inner_jaxprs
+from lazyjax.equations import Jaxpr, inner_jaxprs
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import widened
 from lazyjax.runs import Problem, progress, run
@@ -72,7 +72,7 @@ def _with_examples(m: int, n: int, tree: Any) -> Any:
     return jax.tree.map(shape, tree)
 
 
-def _holds_pairs(jaxpr: Any, m: int) -> bool:
+def _holds_pairs(jaxpr: Jaxpr, m: int) -> bool:
     """Tell whether a jaxpr computes an array that has two axes of length m."""
     for equation in jaxpr.eqns:
         if any(getattr(v.aval, "shape", ()).count(m) > 1 for v in equation.outvars):

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from lazyjax.convolutions import one_by_one
 from lazyjax.derivatives import jvp
+from lazyjax.equations import Jaxpr
 from lazyjax.leaves import require_real, split
 from lazyjax.meshes import directions
 from lazyjax.norms import widened
@@ -25,7 +26,7 @@ class Model(NamedTuple):
     function: Callable[[Weights, Any], jax.Array]  # w, x (...) -> y (C,)
     w: Weights
     reverse: bool  # whether reverse mode works
-    jaxpr: Any  # of the function; its inputs are the leaves of w and x
+    jaxpr: Jaxpr  # of the function; its inputs are the leaves of w and x
 
 
 def _by_rows(model: Model, x: Any) -> Weights:
@@ -64,7 +65,7 @@ def jacobian(model: Model, x: Any) -> Weights:
     return (_by_rows if model.reverse else _by_columns)(model, x)
 
 
-def trace(function: Callable[..., Any], w: Any, x: Any) -> Any:
+def trace(function: Callable[..., Any], w: Any, x: Any) -> Jaxpr:
     """Give the jaxpr of `(w, x) -> y (C,)` on one example, its inputs the leaves of w and x."""
     tree = jax.tree.structure(x)
 

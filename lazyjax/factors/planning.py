@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lazyjax.convolutions import one_by_one
+from lazyjax.equations import Jaxpr
 from lazyjax.factors.pair import (
     Factors,
     Shape,
@@ -46,7 +47,7 @@ FACTORS = Treatment("factors", False)
 class Plan(NamedTuple):
     """What is kept of each leaf, for one model."""
 
-    jaxpr: Any
+    jaxpr: Jaxpr
     structure: Structure
     parts: tuple[Part, ...]
     shapes: tuple[Shape, ...]  # of the parts
@@ -62,7 +63,7 @@ class Plan(NamedTuple):
         return [j for j, other in enumerate(every) if other == every[i]]
 
 
-def plan(jaxpr: Any, leaves: int, choose: Callable[[Shape], Treatment], *, apart: bool) -> Plan:
+def plan(jaxpr: Jaxpr, leaves: int, choose: Callable[[Shape], Treatment], *, apart: bool) -> Plan:
     """Find the structure of a model and choose what is kept of each part.
 
     Parameters

@@ -8,13 +8,14 @@ other operand and of z are the shared ones (b), the positions (s), and the leaf'
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
 from lazyjax.convolutions import patches
-from lazyjax.equations import settings
+from lazyjax.equations import lengths, settings
 from lazyjax.factors.views import POSITIONS, Atom, Axis, Role, Roles, View, split
 
 
@@ -37,14 +38,14 @@ def _same(value: jax.Array) -> jax.Array:
     return value
 
 
-def _dot(equation: Any, operand: int, view: View) -> Use | None:
+def _dot(equation: JaxprEqn, operand: int, view: View) -> Use | None:
     if view.spread:
         return None
     contracted, shared = settings(equation).numbers
     other = 1 - operand
     c_w, c_t = contracted[operand], contracted[other]
     b_w, b_t = shared[operand], shared[other]
-    t_axes: list[Role] = [POSITIONS] * equation.invars[other].aval.ndim
+    t_axes: list[Role] = [POSITIONS] * len(lengths(equation.invars[other]))
     for w, t in zip(c_w, c_t, strict=True):
         t_axes[t] = _axis("x", view.axes[w])
     for w, t in zip(b_w, b_t, strict=True):
@@ -58,17 +59,17 @@ def _dot(equation: Any, operand: int, view: View) -> Use | None:
     return Use(view, other, _same, Roles(tuple(t_axes)), Roles(tuple(d_axes)))
 
 
-def _convolution(equation: Any, operand: int, view: View) -> Use | None:
+def _convolution(equation: JaxprEqn, operand: int, view: View) -> Use | None:
     convolution = settings(equation)
     if operand != 1 or view.spread or convolution.batch_groups != 1:
         return None
     numbers, groups = convolution.numbers, convolution.groups
     out, into, *spatial = (view.axes[i] for i in numbers.rhs_spec)
-    features = equation.invars[1].aval.shape[numbers.rhs_spec[0]]
+    features = lengths(equation.invars[1])[numbers.rhs_spec[0]]
     grouped = split(out or (), (groups, features // groups))
     if grouped is None:
         return None
-    window = tuple(equation.invars[1].aval.shape[i] for i in numbers.rhs_spec[2:])
+    window = tuple(lengths(equation.invars[1])[i] for i in numbers.rhs_spec[2:])
     inside = tuple(entry for axis in spatial for entry in _axis("x", axis))
     places = (POSITIONS,) * len(window)
     a = (POSITIONS, *places, inside, _axis("b", grouped[0]) + _axis("x", into))
@@ -95,10 +96,10 @@ def _tokens(indices: jax.Array, *, size: int, mode: str) -> jax.Array:
     return jnp.clip(index, 0, size - 1)
 
 
-def _gather(equation: Any, operand: int, view: View) -> Use | None:
+def _gather(equation: JaxprEqn, operand: int, view: View) -> Use | None:
     lookup = settings(equation)
     numbers, mode = lookup.numbers, str(lookup.mode)
-    shape = equation.invars[0].aval.shape
+    shape = lengths(equation.invars[0])
     picked = numbers.start_index_map
     if operand or view.spread or len(picked) != 1 or numbers.operand_batching_dims:
         return None
@@ -111,9 +112,9 @@ def _gather(equation: Any, operand: int, view: View) -> Use | None:
     own = iter(_axis("x", axis) for i, axis in enumerate(view.axes) if i != picked[0])
     d = [
         next(own) if i in numbers.offset_dims else POSITIONS
-        for i in range(equation.outvars[0].aval.ndim)
+        for i in range(len(lengths(equation.outvars[0])))
     ]
-    positions = (POSITIONS,) * (equation.invars[1].aval.ndim - 1)
+    positions = (POSITIONS,) * (len(lengths(equation.invars[1])) - 1)
     prepare = partial(_tokens, size=shape[picked[0]], mode=mode)
     atoms = _axis("x", view.axes[picked[0]])
     return Use(view, 1, prepare, Roles((*positions, atoms)), Roles(tuple(d)), shape[picked[0]])
@@ -123,7 +124,9 @@ class Rule(NamedTuple):
     """A row of `RULES`."""
 
     label: str  # in the table of `explain`
-    use: Callable[[Any, int, View], Use | None]  # known equation, operand, view; None: not covered
+    use: Callable[
+        [JaxprEqn, int, View], Use | None
+    ]  # known equation, operand, view; None: not covered
 
 
 RULES = {

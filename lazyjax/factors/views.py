@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.extend.core import JaxprEqn
 
-from lazyjax.equations import settings
+from lazyjax.equations import lengths, settings
 
 
 class Atom(NamedTuple):
@@ -173,7 +174,7 @@ def _constant(atom: Any) -> float | None:
     return None
 
 
-def follow(equation: Any, operand: int, view: View) -> View | None:
+def follow(equation: JaxprEqn, operand: int, view: View) -> View | None:
     """Give the view that an equation makes of a view; None if it is none.
 
     Parameters
@@ -189,7 +190,7 @@ def follow(equation: Any, operand: int, view: View) -> View | None:
     """
     name = equation.primitive.name
     if name in LAYOUT and operand == 0:
-        return LAYOUT[name](view, settings(equation), equation.invars[0].aval.shape)
+        return LAYOUT[name](view, settings(equation), lengths(equation.invars[0]))
     if name in ("mul", "div") and (name == "mul" or operand == 0):
         number = _constant(equation.invars[1 - operand])
         if number:

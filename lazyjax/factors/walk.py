@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
 
-from lazyjax.equations import INLINE, evaluate, known, needed, rescan, settings
+from lazyjax.equations import INLINE, Jaxpr, evaluate, known, lengths, needed, rescan, settings
 from lazyjax.factors.rules import RULES, Use
 from lazyjax.factors.views import (
     POSITIONS,
@@ -74,7 +74,7 @@ def _is_bias(view: View, use: Use, shape: tuple[int, ...]) -> bool:
     return 1 / _ALIKE < abs(view.factor / use.view.factor) < _ALIKE
 
 
-def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> list[View | None]:
+def _walk(jaxpr: Jaxpr, views: list[View | None], walk: _Walk, here: Place) -> list[View | None]:
     """Follow the views that come in; give those that go out."""
     views_of: dict[Any, View] = {
         v: view for v, view in zip(jaxpr.invars, views, strict=True) if view is not None
@@ -87,7 +87,7 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
     def view_of(atom: Any) -> View | None:
         return None if isinstance(atom, Literal) else views_of.get(atom)
 
-    def only_added(equation: Any, operand: int) -> Place | None:
+    def only_added(equation: JaxprEqn, operand: int) -> Place | None:
         """Give the place of the product that an equation, and nothing else, reads to add to it."""
         if equation.primitive.name != "add":
             return None
@@ -128,7 +128,7 @@ def _walk(jaxpr: Any, views: list[View | None], walk: _Walk, here: Place) -> lis
                 other is not None
                 and other not in walk.biases
                 and len(walk.uses[other]) == 1
-                and _is_bias(view, walk.uses[other][0], equation.outvars[0].aval.shape)
+                and _is_bias(view, walk.uses[other][0], lengths(equation.outvars[0]))
             ):
                 walk.biases[other] = view
                 continue
@@ -150,7 +150,9 @@ def _with_levels(use: Use) -> Use:
     return use._replace(a=Roles(outer + use.a.axes), d=Roles(outer + use.d.axes))
 
 
-def _walk_scan(equation: Any, entering: list[tuple[int, View]], walk: _Walk, place: Place) -> None:
+def _walk_scan(
+    equation: JaxprEqn, entering: list[tuple[int, View]], walk: _Walk, place: Place
+) -> None:
     scan = settings(equation)
     inside: list[View | None] = [None] * len(equation.invars)
     for operand, view in entering:
@@ -257,7 +259,7 @@ class Structure(NamedTuple):
     unused: tuple[int, ...]
 
 
-def find(jaxpr: Any, leaves: int) -> Structure:
+def find(jaxpr: Jaxpr, leaves: int) -> Structure:
     """Find how each leaf enters a model.
 
     Parameters
@@ -311,7 +313,7 @@ def find(jaxpr: Any, leaves: int) -> Structure:
     )
 
 
-def zeros(jaxpr: Any, places: set[Place], here: Place = ()) -> dict[Place, jax.Array]:
+def zeros(jaxpr: Jaxpr, places: set[Place], here: Place = ()) -> dict[Place, jax.Array]:
     """Give a zero for the output of each open product, stacked for each scan around it."""
     values = {}
     for i, equation in enumerate(jaxpr.eqns):

@@ -11,29 +11,29 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
 
-from lazyjax.equations import Jaxpr, inner_jaxprs, needed, settings
+from lazyjax.equations import Jaxpr, inner_jaxprs, lengths, needed, settings
 
 
-def _cut(equation: Any) -> list[int]:
+def _cut(equation: JaxprEqn) -> list[int]:
     """Give the axes of which a part is taken or written."""
     update = equation.primitive.name == "dynamic_update_slice"
-    part = (equation.invars[1] if update else equation.outvars[0]).aval.shape
-    whole = equation.invars[0].aval.shape
+    part = lengths(equation.invars[1] if update else equation.outvars[0])
+    whole = lengths(equation.invars[0])
     return [i for i, n in enumerate(whole) if part[i] != n]
 
 
-def _spanned(equation: Any) -> list[int]:
+def _spanned(equation: JaxprEqn) -> list[int]:
     """Give the axes of space along which a convolution has more than one weight."""
-    numbers, kernel = settings(equation).numbers, equation.invars[1].aval.shape
+    numbers, kernel = settings(equation).numbers, lengths(equation.invars[1])
     axes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], strict=True)
     return [i for i, k in axes if kernel[k] > 1]
 
 
-def _scrambles(equation: Any, batch: list[int], out: list[int]) -> bool:
+def _scrambles(equation: JaxprEqn, batch: list[int], out: list[int]) -> bool:
     """Tell whether a reshape has more or fewer numbers before an axis of the batch than it had."""
-    shape, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    shape, new = lengths(equation.invars[0]), lengths(equation.outvars[0])
     order = settings(equation).order or range(len(shape))
     before = [
         math.prod(shape[i] for i in order[:n]) for n, axis in enumerate(order) if axis in batch
@@ -55,10 +55,10 @@ CROSSING: dict[str, Callable[[Any], Any]] = {
     ),
     **dict.fromkeys(("slice", "dynamic_slice", "dynamic_update_slice"), _cut),
     **dict.fromkeys(
-        ("pure_callback", "io_callback", "ffi_call"), lambda e: range(len(e.invars[0].aval.shape))
+        ("pure_callback", "io_callback", "ffi_call"), lambda e: range(len(lengths(e.invars[0])))
     ),
     "pad": lambda e: [i for i, n in enumerate(settings(e).edges) if any(n)],
-    "fft": lambda e: range(e.invars[0].aval.ndim)[-len(settings(e).lengths) :],
+    "fft": lambda e: range(len(lengths(e.invars[0])))[-len(settings(e).lengths) :],
     "sort": lambda e: [settings(e).axis],
     "rev": lambda e: settings(e).axes,
     "gather": lambda e: settings(e).numbers.start_index_map,

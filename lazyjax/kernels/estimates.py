@@ -9,7 +9,7 @@ from jax.extend.source_info_util import summarize
 from rich.console import Console
 from rich.table import Table
 
-from lazyjax.equations import settings
+from lazyjax.equations import Jaxpr, settings
 from lazyjax.factors import RULES, Part, Plan, Shape, plan
 from lazyjax.kernels.budgets import candidates, counted, peak
 from lazyjax.kernels.computation import jobs, name_of
@@ -129,7 +129,7 @@ def _where(plan: Plan, part: Part) -> str:
     return ", ".join(dict.fromkeys(each))
 
 
-def _equation(jaxpr: Any, place: tuple[int, ...]) -> Any:
+def _equation(jaxpr: Jaxpr, place: tuple[int, ...]) -> Any:
     equation = jaxpr.eqns[place[0]]
     if len(place) == 1:
         return equation
