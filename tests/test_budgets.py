@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from lazyjax import costs
 from lazyjax.kernels import METHODS, check, estimate, explain, ntk
-from lazyjax.kernels.budgets import fit, peak
+from lazyjax.kernels.budgets import peak, within_budget
 from lazyjax.kernels.estimates import explanation
 from lazyjax.memory import bytes_of
 
@@ -42,7 +42,7 @@ def test_a_budget_is_kept_to_and_changes_only_rounding(method, x2):
     levels = set()
     for share in (1.0, 0.6, 0.4):
         try:
-            fitted = fit(request, int(share * free))
+            fitted = within_budget(request, int(share * free))
         except ValueError:
             continue
         levels.add(fitted.options.level)
@@ -91,7 +91,7 @@ def test_amounts_of_memory_are_read(text, size):
 )
 def test_what_is_no_amount_of_memory_is_refused(memory, error, message):
     with pytest.raises(error, match=message):
-        fit(check(model, PARAMS, X1, X2), memory)
+        within_budget(check(model, PARAMS, X1, X2), memory)
 
 
 def test_the_estimate_of_each_method_is_what_xla_says_of_it_and_its_operations_grow():

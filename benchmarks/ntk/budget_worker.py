@@ -6,7 +6,7 @@ from benchmarks.ntk.cases import CASES, read
 from benchmarks.ntk.worker import Contender, growth, serve
 from lazyjax import estimate, ntk
 from lazyjax.kernels import check, kernels
-from lazyjax.kernels.budgets import fit, peak
+from lazyjax.kernels.budgets import peak, within_budget
 
 
 def make(task: dict) -> Contender:
@@ -18,7 +18,7 @@ def make(task: dict) -> Contender:
         fastest = next(iter(estimate(f, params, x1, x2).values())).memory
         budget = int(task["share"] * fastest)
         try:
-            request = fit(check(f, params, x1, x2, reduce=task["reduce"]), budget)
+            request = within_budget(check(f, params, x1, x2, reduce=task["reduce"]), budget)
         except ValueError as error:
             return {"budget": budget / 2**20, "refused": str(error).split(" for this")[0]}
         compiled = kernels.lower(request).compile()

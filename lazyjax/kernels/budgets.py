@@ -41,7 +41,7 @@ def peak(request: Request) -> int:
     return _peak(_kind(request))
 
 
-def counted(request: Request) -> float:
+def operations_of(request: Request) -> float:
     """Count the multiply-adds of a request, in its jaxpr."""
     return operations(jax.make_jaxpr(kernels)(_of_shapes(_kind(request))).jaxpr)
 
@@ -75,7 +75,7 @@ def candidates(request: Request) -> tuple[Candidate, ...]:
     return _candidates(_kind(request))
 
 
-def fit(request: Request, memory: int | float | str) -> Request:
+def within_budget(request: Request, memory: int | float | str) -> Request:
     """Choose the method and the blocks that keep to a budget.
 
     Parameters

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from lazyjax.kernels.budgets import fit
+from lazyjax.kernels.budgets import within_budget
 from lazyjax.kernels.computation import kernels
 from lazyjax.kernels.request import check
 from lazyjax.meshes import in_any_program
@@ -142,7 +142,7 @@ def ntk(
         precision=precision,
     )
     if memory is not None:
-        request = fit(request, memory)
+        request = within_budget(request, memory)
     return kernels(request)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lazyjax.equations import Jaxpr, settings
 from lazyjax.factors import RULES, Part, Plan, Shape, plan
-from lazyjax.kernels.budgets import candidates, counted, peak
+from lazyjax.kernels.budgets import candidates, operations_of, peak
 from lazyjax.kernels.computation import jobs, name_of
 from lazyjax.kernels.methods import METHODS
 from lazyjax.kernels.orders import ORDERS, cheapest_order, treatment
@@ -94,7 +94,7 @@ def estimate(
         precision=precision,
     )
     each = {method.name: request.having(method=method.name) for method in candidates(request)}
-    return {name: Estimate(counted(own), peak(own)) for name, own in each.items()}
+    return {name: Estimate(operations_of(own), peak(own)) for name, own in each.items()}
 
 
 class Leaf(NamedTuple):

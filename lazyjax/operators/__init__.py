@@ -4,7 +4,7 @@ from lazyjax.operators.algebra import KernelOperator, as_operator, operator
 from lazyjax.operators.jacobians import by_evaluation
 from lazyjax.operators.krylov import lanczos
 from lazyjax.operators.products import ntk_operator
-from lazyjax.operators.quadrature import Estimate, inverse_trace, logdet, trace
+from lazyjax.operators.quadrature import TraceEstimate, inverse_trace, logdet, trace
 from lazyjax.operators.solves import (
     NotConverged,
     Nystrom,
@@ -17,12 +17,12 @@ from lazyjax.operators.spectra import Eigenpairs, SpectralDensity, spectral_dens
 
 __all__ = [
     "Eigenpairs",
-    "Estimate",
     "KernelOperator",
     "NotConverged",
     "Nystrom",
     "Solution",
     "SpectralDensity",
+    "TraceEstimate",
     "as_operator",
     "by_evaluation",
     "inverse_trace",

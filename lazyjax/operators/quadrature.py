@@ -26,7 +26,7 @@ FIRST = 16  # steps of Lanczos at first; they double
 FUNCTIONS = {"log": (jnp.log, True), "inverse": (jnp.reciprocal, False)}
 
 
-class Estimate(NamedTuple):
+class TraceEstimate(NamedTuple):
     """A trace from random vectors.
 
     Attributes
@@ -144,7 +144,7 @@ def _estimate(
     lower: jax.Array,
     depth: int,
     known: jax.Array | float = 0.0,
-) -> Estimate:
+) -> TraceEstimate:
     """Deepen until the bracket is narrower than the error; add what is known."""
     checks.whole("depth", depth, least=1)
     depth = min(depth, A.shape[0])
@@ -173,7 +173,7 @@ def _estimate(
         )
     ends = known + jnp.stack([jnp.mean(low), jnp.mean(high)])
     ends = jnp.sort(ends)  # rounding, where both are exact
-    return Estimate(jnp.mean(ends), error, ends[0], ends[1], steps)
+    return TraceEstimate(jnp.mean(ends), error, ends[0], ends[1], steps)
 
 
 def _between(P: Nystrom, A: KernelOperator, v: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def logdet(
     rank: int = 0,
     lower: ArrayLike | None = None,
     depth: int = 512,
-) -> Estimate:
+) -> TraceEstimate:
     """Estimate log det A, with a bracket of two quadratures and a standard error.
 
     Parameters
@@ -212,7 +212,7 @@ def logdet(
 
     Returns
     -------
-    Estimate
+    TraceEstimate
 
     Raises
     ------
@@ -266,7 +266,7 @@ def inverse_trace(
     probes: int = 32,
     lower: ArrayLike | None = None,
     depth: int = 512,
-) -> Estimate:
+) -> TraceEstimate:
     """Estimate tr A^-1, with a bracket of two quadratures and a standard error.
 
     Parameters
@@ -276,7 +276,7 @@ def inverse_trace(
 
     Returns
     -------
-    Estimate
+    TraceEstimate
 
     Raises
     ------
@@ -308,7 +308,7 @@ def inverse_trace(
     return _estimate(A, _probes(key, A, probes), "inverse", _bound(A, lower), depth)
 
 
-def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0) -> Estimate:
+def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0) -> TraceEstimate:
     """Estimate tr A, with a standard error.
 
     Parameters
@@ -324,7 +324,7 @@ def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0)
 
     Returns
     -------
-    Estimate
+    TraceEstimate
         Of depth 1, with `lower` and `upper` equal to the value.
 
     Raises
@@ -360,4 +360,4 @@ def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0)
         left = jnp.sum(jnp.matmul(F, v, precision="highest") ** 2, axis=0)
         values = values - left + jnp.sum(F**2)
     value = jnp.mean(values)
-    return Estimate(value, _standard_error(values), value, value, 1)
+    return TraceEstimate(value, _standard_error(values), value, value, 1)
