@@ -21,7 +21,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +56,20 @@ QUICK = {
 }
 
 FROM = 300.0  # the slopes are fitted from this alpha on
-SLOPES = {  # array: what it is, the slope of Theorem 2.2
-    "movement": (r"$\|w - w_0\|$", -1),
-    "distance": (r"$\|w - w_{\rm tangent}\|$", -2),
-    "gap": ("rms gap of the outputs", -1),
-    "kernel": ("relative kernel change", -1),
+
+
+class Distance(NamedTuple):
+    """What Theorem 2.2 bounds."""
+
+    label: str
+    slope: int  # of its bound, in log alpha
+
+
+SLOPES = {
+    "movement": Distance(r"$\|w - w_0\|$", -1),
+    "distance": Distance(r"$\|w - w_{\rm tangent}\|$", -2),
+    "gap": Distance("rms gap of the outputs", -1),
+    "kernel": Distance("relative kernel change", -1),
 }
 
 

@@ -11,6 +11,7 @@ Source: practical, section 10 (two steps at 1, then 1 000 steps at 0.001).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,19 @@ from lazyjax.training import train_ensemble
 
 SECTIONS = "10"
 QUICK = {"steps": 200, "networks": 3}
-CASES = {  # name: label, colour
-    "control": ("control, no bad steps", plots.COLOURS[0]),
-    "before": ("anchor before the bad steps", plots.COLOURS[2]),
-    "after": ("anchor after the bad steps", plots.COLOURS[1]),
+
+
+class Case(NamedTuple):
+    """Where training starts and where the tangent model expands."""
+
+    label: str
+    colour: str
+
+
+CASES = {
+    "control": Case("control, no bad steps", plots.COLOURS[0]),
+    "before": Case("anchor before the bad steps", plots.COLOURS[2]),
+    "after": Case("anchor after the bad steps", plots.COLOURS[1]),
 }
 
 
@@ -87,7 +97,7 @@ def run(config: Config) -> Results:
             anchor=anchor,
         )
         arrays |= compared.arrays(f"{name}/")
-        summary[CASES[name][0]] = spread(compared)
+        summary[CASES[name].label] = spread(compared)
     moved = spoiling.weight_movement[:, -1]
     summary["relative movement of the weights in the bad steps"] = range_of(moved)
     arrays["target"] = np.asarray(TARGETS[config.target](grid_x))
@@ -108,7 +118,7 @@ def _gaps(results: Results) -> Figure:
         (axes[1], after.network.grid[:, 0], "networks after the bad steps"),
     ):
         plots.target(ax, after.grid_x, results.arrays["target"])
-        ax.plot(grid, curves[..., 0].T, color=plots.MODELS["network"][2], alpha=0.5)
+        ax.plot(grid, curves[..., 0].T, color=plots.MODELS["network"].colour, alpha=0.5)
         plots.data(ax, after.x, after.y)
         ax.set(title=title, xlabel="x", ylabel="f(w, x)")
     for name, (label, colour) in CASES.items():
@@ -145,7 +155,7 @@ def conclude(results: Results) -> list[str]:
         name: results.summary[label][gap]["median"] / size for name, (label, _) in CASES.items()
     }
     moved = results.summary["relative movement of the weights in the bad steps"]["median"]
-    after = results.summary[CASES["after"][0]]
+    after = results.summary[CASES["after"].label]
     ratio = results.config.learning_rate / after["critical learning rate"]["median"]
     return [
         f"The bad steps moved the weights by {100 * moved:.0f} % of their norm (median of "
@@ -156,6 +166,6 @@ def conclude(results: Results) -> list[str]:
         f"anchor at the bad weights and {gaps['before']:.1e} with the anchor before them.",
         "While the network trains, the kernel moves by "
         f"{100 * after['relative kernel change']['median']:.2g} % from the bad weights, and by "
-        f"{100 * results.summary[CASES['control'][0]]['relative kernel change']['median']:.2g} % "
+        f"{100 * results.summary[CASES['control'].label]['relative kernel change']['median']:.2g} % "
         "without the bad steps (medians).",
     ]

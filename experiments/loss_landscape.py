@@ -240,10 +240,12 @@ def _plot_landscapes(results: Results) -> Figure:
     for ax in axes.flat[max(0, len(alphas) - columns) : len(alphas)]:
         ax.set_xlabel(r"$w - w_0$")
     handles = [
-        Line2D([], [], linestyle=plots.MODELS[name][1], color=plots.MODELS[name][2], label=label)
+        Line2D(
+            [], [], linestyle=plots.MODELS[name].line, color=plots.MODELS[name].colour, label=label
+        )
         for name, label in (("network", "model h"), ("tangent", "tangent model"))
     ]
-    blue, red = plots.MODELS["network"][2], plots.MODELS["tangent"][2]
+    blue, red = plots.MODELS["network"].colour, plots.MODELS["tangent"].colour
     dot: dict[str, Any] = {"linestyle": "", "marker": "o"}
     handles += [
         Line2D([], [], linestyle="", marker="s", color="black", label=r"start, $w_0$"),

@@ -119,7 +119,7 @@ def draw_functions(results: Results) -> Figure:
         ax.set_xlabel("x")
     axes[0, 0].set_ylim(-1.2, 1.35)
     handles = [
-        Line2D([], [], linestyle=plots.MODELS[m][1], color=plots.MODELS[m][2], label=label)
+        Line2D([], [], linestyle=plots.MODELS[m].line, color=plots.MODELS[m].colour, label=label)
         for m, label in (("network", "network"), ("tangent", "tangent model, on it"))
     ]
     handles += [
@@ -142,7 +142,7 @@ def _draw_curves(axes: Sequence[Axes], compared: Comparison, case: Case) -> None
     for model, own in compared.models.items():
         at = 1 + (compared.steps if model == "closed" else compared.curve_steps)
         colour = "black" if model == "closed" else case.colour
-        line = plots.MODELS[model][1]
+        line = plots.MODELS[model].line
         if model == "tangent":
             colour, line = "white", (0, (3, 3))  # it lies on the network's line
         look: dict[str, Any] = {

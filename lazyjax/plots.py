@@ -8,7 +8,7 @@ colour tells the model too.
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,12 +19,19 @@ from matplotlib.ticker import MaxNLocator
 
 from lazyjax.comparison import Comparison
 
-MODELS: dict[
-    str, tuple[str, Any, str]
-] = {  # name: label, line style, colour where the members are seeds
-    "network": ("network", "-", "#0072B2"),
-    "tangent": ("tangent model", "--", "#D55E00"),
-    "closed": ("closed form", ":", "black"),
+
+class Look(NamedTuple):
+    """How a model is drawn."""
+
+    label: str
+    line: str
+    colour: str  # where the members are seeds
+
+
+MODELS = {
+    "network": Look("network", "-", "#0072B2"),
+    "tangent": Look("tangent model", "--", "#D55E00"),
+    "closed": Look("closed form", ":", "black"),
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black", "#8C564B")
 
@@ -37,7 +44,7 @@ def style() -> Iterator[None]:
 
 
 def _colour(labels: Sequence[str] | None, index: int, model: str) -> str:
-    return MODELS[model][2] if labels is None else COLOURS[index % len(COLOURS)]
+    return MODELS[model].colour if labels is None else COLOURS[index % len(COLOURS)]
 
 
 def _alpha(labels: Sequence[str] | None, members: int) -> float:
@@ -50,9 +57,9 @@ def _legend(ax: Axes, labels: Sequence[str] | None, models: Sequence[str]) -> No
         Line2D(
             [],
             [],
-            linestyle=MODELS[m][1],
-            color=MODELS[m][2] if labels is None else "0.3",
-            label=MODELS[m][0],
+            linestyle=MODELS[m].line,
+            color=MODELS[m].colour if labels is None else "0.3",
+            label=MODELS[m].label,
         )
         for m in models
     ]
@@ -129,7 +136,7 @@ def functions(
                 ax.plot(
                     grid,
                     values,
-                    MODELS[model][1],
+                    MODELS[model].line,
                     color="black" if model == "closed" else _colour(labels, i, model),
                     alpha=_alpha(labels, compared.members),
                     zorder=4 if model == "closed" else 3,
@@ -180,7 +187,7 @@ def training(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
     for i in range(compared.members):
         for name, model in compared.models.items():
             look: dict[str, Any] = {
-                "linestyle": MODELS[name][1],
+                "linestyle": MODELS[name].line,
                 "color": _colour(labels, i, name),
                 "alpha": shade,
                 "linewidth": 2.4 if name == "closed" else 1.6,
@@ -250,7 +257,7 @@ def layers(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
             for model in ("network", "tangent"):
                 curves = compared.models[model].layer[leaf]
                 curve = np.median(curves, axis=0) if labels is None else curves[panel]
-                ax.plot(at[1:], curve[1:], MODELS[model][1], color=colour, linewidth=1.4)
+                ax.plot(at[1:], curve[1:], MODELS[model].line, color=colour, linewidth=1.4)
                 if labels is None and len(curves) > 1 and model == "network":
                     low, high = np.percentile(curves, [25, 75], axis=0)
                     ax.fill_between(
@@ -270,7 +277,7 @@ def layers(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
         for colour, leaf in zip(palette, leaves, strict=True)
     ]
     handles += [
-        Line2D([], [], linestyle=MODELS[m][1], color="0.3", label=MODELS[m][0])
+        Line2D([], [], linestyle=MODELS[m].line, color="0.3", label=MODELS[m].label)
         for m in ("network", "tangent")
     ]
     figure.legend(handles=handles, loc="outside right center")
