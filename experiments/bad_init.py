@@ -155,7 +155,7 @@ def conclude(results: Results) -> list[str]:
         name: results.summary[label][gap]["median"] / size for name, (label, _) in CASES.items()
     }
     moved = results.summary["relative movement of the weights in the bad steps"]["median"]
-    after = results.summary[CASES["after"].label]
+    control, after = (results.summary[CASES[name].label] for name in ("control", "after"))
     ratio = results.config.learning_rate / after["critical learning rate"]["median"]
     return [
         f"The bad steps moved the weights by {100 * moved:.0f} % of their norm (median of "
@@ -166,6 +166,6 @@ def conclude(results: Results) -> list[str]:
         f"anchor at the bad weights and {gaps['before']:.1e} with the anchor before them.",
         "While the network trains, the kernel moves by "
         f"{100 * after['relative kernel change']['median']:.2g} % from the bad weights, and by "
-        f"{100 * results.summary[CASES['control'].label]['relative kernel change']['median']:.2g} % "
+        f"{100 * control['relative kernel change']['median']:.2g} % "
         "without the bad steps (medians).",
     ]

@@ -24,7 +24,7 @@ class Look(NamedTuple):
     """How a model is drawn."""
 
     label: str
-    line: str
+    line: Any  # a line style of Matplotlib
     colour: str  # where the members are seeds
 
 
