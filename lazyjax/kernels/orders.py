@@ -342,6 +342,7 @@ class Order(NamedTuple):
     admits: Callable[[Shape], bool]
     through_j: bool  # the parameters are cut, not the examples, and a symmetric kernel is halved
     one_by_one: bool = False  # examples are multiplied one at a time
+    formed_again: bool = False  # the Jacobian is formed for each tile that an example is in
 
 
 ORDERS = {
@@ -358,6 +359,7 @@ ORDERS = {
         cost=_slices_cost,
         admits=lambda s: not s.mixed and not s.tokens and s.s > 1,
         through_j=True,
+        formed_again=True,
     ),
     "gram": Order(
         label="two Grams",
@@ -391,10 +393,11 @@ def efficiency(rows: int) -> float:
 
 def seconds(name: str, s: Shape, task: Task, itemsize: int) -> float:
     """Predict how long a part takes, by the rates of the backend."""
-    cost, rate = ORDERS[name].cost(s, task.reduce), rates()
+    order, rate = ORDERS[name], rates()
+    cost = order.cost(s, task.reduce)
     rows = min(task.n1, task.n2) * task.rows
     products = rate.products * (efficiency(rows) if cost.skinny else 1)
-    formed = task.passes if name == "slices" else 1
+    formed = task.passes if order.formed_again else 1
     return task.tiles * (2 * cost.pair / products + cost.touched * itemsize / rate.bytes) + (
         task.examples * (2 * formed * cost.example / rate.small + cost.made * itemsize / rate.fresh)
     )
