@@ -78,9 +78,13 @@ def _walk(jaxpr: Jaxpr, weigh: Callable[[Any], float]) -> float:
     return total
 
 
+def _size(v: Any) -> int:
+    return math.prod(v.aval.shape)
+
+
 def _operations(equation: JaxprEqn) -> float:
     name = equation.primitive.name
-    size = sum(math.prod(lengths(v)) for v in equation.outvars)
+    size = sum(map(_size, equation.outvars))
     if name == "dot_general" and (product := settings(equation)):
         (contracted, _), _ = product.numbers
         shape = lengths(equation.invars[0])
@@ -93,10 +97,10 @@ def _operations(equation: JaxprEqn) -> float:
 
 
 def _bytes(equation: JaxprEqn) -> float:
-    def size(v: Any) -> int:
-        return math.prod(lengths(v)) * getattr(v.aval.dtype, "itemsize", 8)
+    def of(v: Any) -> int:
+        return _size(v) * getattr(v.aval.dtype, "itemsize", 8)  # of a key
 
-    return sum(map(size, equation.outvars))
+    return sum(map(of, equation.outvars))
 
 
 def operations(jaxpr: Jaxpr) -> float:

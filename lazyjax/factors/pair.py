@@ -164,7 +164,7 @@ def shape_of(part: Part, structure: Structure, avals: dict[Place, Any], outputs:
         sizes.append(count(use.d, avals[place].shape))
     b, _, q = sizes[0]
     use = first_use(part, structure.uses)
-    own = [atom for kind, atom in use.a.atoms if kind == "x"]
+    own = use.a.atoms("x")
     alone = part.leaf is None
     return Shape(
         b=b,

@@ -5,7 +5,8 @@ constant factor. Its axes are made of atoms: digits of an axis of the leaf, so t
 axes (d into heads and features of a head) and merge them.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -209,15 +210,15 @@ class Roles(NamedTuple):
 
     axes: tuple[Role, ...]
 
-    @property
-    def atoms(self) -> Iterator[tuple[str, Atom]]:
-        """The atoms of all axes, with their kinds."""
-        return (own for axis in self.axes if not isinstance(axis, str) for own in axis)
+    def atoms(self, *kinds: str) -> list[Atom]:
+        """Give the atoms of some kinds, of all axes."""
+        every = [own for axis in self.axes if not isinstance(axis, str) for own in axis]
+        return [atom for kind, atom in every if kind in kinds]
 
 
 def in_order(roles: Roles) -> bool:
     """Tell whether the factor has the entries of the leaf in the order of the leaf."""
-    atoms = [atom for _, atom in roles.atoms]
+    atoms = roles.atoms("b", "x")
     places = [(atom.axis, -atom.stride) for atom in atoms]
     return places == sorted(places) and not any(atom.flipped for atom in atoms)
 
@@ -263,13 +264,9 @@ def arrange(array: jax.Array, roles: Roles) -> jax.Array:
 
 def count(roles: Roles, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Give (B, S, X) of a factor of that shape."""
-    sizes = {kind: 1 for kind in "bsx"}
-    for length, axis in zip(shape, roles.axes, strict=True):
-        if isinstance(axis, str):
-            sizes["s"] *= length
-    for kind, atom in roles.atoms:
-        sizes[kind] *= atom.length
-    return sizes["b"], sizes["s"], sizes["x"]
+    b, x = (math.prod(atom.length for atom in roles.atoms(kind)) for kind in "bx")
+    positions = (n for n, axis in zip(shape, roles.axes, strict=True) if axis == POSITIONS)
+    return b, math.prod(positions), x
 
 
 def covers(atoms: frozenset[Atom]) -> frozenset[Atom]:

@@ -170,7 +170,7 @@ def _walk_scan(
 
 
 def _kinds(roles: Roles, kind: str) -> frozenset[Atom]:
-    return covers(frozenset(atom for own, atom in roles.atoms if own == kind))
+    return covers(frozenset(roles.atoms(kind)))
 
 
 def signature(use: Use) -> tuple[frozenset[Atom], frozenset[Atom], frozenset[Atom]]:
@@ -179,7 +179,7 @@ def signature(use: Use) -> tuple[frozenset[Atom], frozenset[Atom], frozenset[Ato
 
 
 def _cuts(use: Use) -> frozenset[Atom]:
-    atoms = [atom for roles in (use.a, use.d) for _, atom in roles.atoms]
+    atoms = [atom for roles in (use.a, use.d) for atom in roles.atoms("b", "x")]
     return use.view.cuts | {atom._replace(flipped=False) for atom in atoms if atom.cut}
 
 
