@@ -1,4 +1,4 @@
-"""A network beside its tangent model and the closed form: what a comparison of the three leaves."""
+"""The records of a comparison: what a network, its tangent model and the closed form leave."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyjax import checks
-from lazyjax.norms import widened
 from lazyjax.types import Dataset, ModelFunction, Params
+from lazyjax.widening import widened
 
 Target = Callable[[jax.Array], jax.Array]
 

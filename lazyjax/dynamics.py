@@ -25,7 +25,8 @@ from jax.typing import ArrayLike
 from lazyjax import checks, laws
 from lazyjax.kernels import matrix
 from lazyjax.laws import Law
-from lazyjax.norms import eigh, norm, widened
+from lazyjax.norms import eigh, norm
+from lazyjax.widening import widened
 
 _FLOW = "gradient_flow"
 _dot = partial(jnp.matmul, precision="highest")

@@ -48,7 +48,7 @@ _CALL = _layout(
 )
 _REMAT = _layout("policy prevent_cse differentiated", body="jaxpr")
 
-LAYOUTS: dict[str, _Layout] = {
+PARAMETERS: dict[str, _Layout] = {
     # calls and loops
     "jit": _CALL,
     "pjit": _CALL,
@@ -163,7 +163,7 @@ def _of_scan(equation: JaxprEqn, body: Jaxpr, length: int) -> dict[str, int] | N
 
 
 def settings(equation: JaxprEqn) -> Any:
-    """Give what an equation does, by the names of `LAYOUTS`.
+    """Give what an equation does, by the names of `PARAMETERS`.
 
     Parameters
     ----------
@@ -176,9 +176,9 @@ def settings(equation: JaxprEqn) -> Any:
         warning. Jaxprs are closed; a `scan` also has the numbers of its `constants` and `carries`.
     """
     name = equation.primitive.name
-    if name not in LAYOUTS:
+    if name not in PARAMETERS:
         return None
-    layout, parameters = LAYOUTS[name], equation.params
+    layout, parameters = PARAMETERS[name], equation.params
     needed = set(layout.read.values())
     known: dict[str, Any] | None = None
     if needed <= set(parameters) <= needed | layout.others:
@@ -200,7 +200,7 @@ def settings(equation: JaxprEqn) -> Any:
 
 def known(equation: JaxprEqn) -> bool:
     """Tell whether an equation can be read, or has nothing that would be."""
-    return equation.primitive.name not in LAYOUTS or settings(equation) is not None
+    return equation.primitive.name not in PARAMETERS or settings(equation) is not None
 
 
 def _closed(jaxpr: Jaxpr) -> Jaxpr:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lazyjax.norms import widened
 from lazyjax.types import Params, Weights
+from lazyjax.widening import widened
 
 
 def require_real(name: str, tree: Any) -> list[bool]:

@@ -17,8 +17,9 @@ import optax
 from lazyjax import checks
 from lazyjax.convolutions import plain_convolutions
 from lazyjax.data import batch_indices
-from lazyjax.norms import norm, scale_of, widened
+from lazyjax.norms import norm, scale_of
 from lazyjax.types import Dataset, Loss, ModelFunction, Params
+from lazyjax.widening import widened
 
 NEVER = np.iinfo(np.int32).max  # `diverged_at` of a run that has not
 _MEMBERS = "members of the ensemble"

@@ -12,9 +12,10 @@ from lazyjax import checks
 from lazyjax.derivatives import jvp
 from lazyjax.kernels import matrix
 from lazyjax.meshes import in_any_program
-from lazyjax.norms import norm, scale_of, widened
+from lazyjax.norms import norm, scale_of
 from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params, leaf_names
+from lazyjax.widening import widened
 
 
 def _floats(tree: Any) -> Any:

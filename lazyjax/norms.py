@@ -12,17 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def widened(tree: Any) -> Any:
-    """Give floats of less than float32 as float32, and all other leaves as they are."""
-
-    def wide(leaf: Any) -> Any:
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
-            return leaf
-        return jnp.asarray(leaf, jnp.float32)
-
-    return jax.tree.map(wide, tree)
+from lazyjax.widening import widened
 
 
 def _power_of_two(largest: jax.Array) -> jax.Array:

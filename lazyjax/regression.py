@@ -21,7 +21,7 @@ from lazyjax.dynamics import Dynamics, warn_of_rounding
 from lazyjax.independence import check_examples
 from lazyjax.laws import Law, descent, flow, require_stable
 from lazyjax.meshes import in_any_program
-from lazyjax.norms import norm, scale_of, widened
+from lazyjax.norms import norm, scale_of
 from lazyjax.operators import (
     KernelOperator,
     NotConverged,
@@ -33,6 +33,7 @@ from lazyjax.operators import (
 )
 from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params
+from lazyjax.widening import widened
 
 _FLOW = "no `learning_rate`"
 _FIRST_DEPTH = 16

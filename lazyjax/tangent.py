@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.derivatives import jvp, linearization
-from lazyjax.norms import widened
 from lazyjax.types import ModelFunction, Params
+from lazyjax.widening import widened
 
 
 def _displacement(params: Params, params0: Params) -> Params:

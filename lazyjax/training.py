@@ -15,10 +15,10 @@ from lazyjax import checks, loop
 from lazyjax.data import check_dataset
 from lazyjax.equations import Jaxpr, inner_jaxprs
 from lazyjax.meshes import in_any_program
-from lazyjax.norms import widened
 from lazyjax.runs import Problem, progress, run
 from lazyjax.stages import Settings, log_grid
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
+from lazyjax.widening import widened
 
 __all__ = ["log_grid", "progress", "scale_loss", "train", "train_ensemble"]
 

@@ -19,10 +19,11 @@ from lazyjax.derivatives import linearization
 from lazyjax.equations import epsilon
 from lazyjax.factors import require_reverse
 from lazyjax.kernels import Request, check, explanation, jobs, kernels
-from lazyjax.leaves import path_of, split
+from lazyjax.leaves import split
 from lazyjax.meshes import in_any_program
-from lazyjax.norms import scaled, widened
-from lazyjax.types import ModelFunction, Params
+from lazyjax.norms import scaled
+from lazyjax.types import ModelFunction, Params, leaf_names
+from lazyjax.widening import widened
 
 
 class _Slack(NamedTuple):
@@ -276,9 +277,8 @@ def verified(request: Request, *, seed: int = 0) -> Verification:
     for job in every:
         require_reverse(job.model, "a check by products")
     whole, apart = _whole_and_leaves(request)
-    leaves = jax.tree_util.tree_leaves_with_path(request.params)
-    moving = zip(leaves, request.options.wrt, strict=True)
-    names = [path_of(path) or "w" for (path, _), moves in moving if moves]
+    each = zip(leaf_names(request.params), request.options.wrt, strict=True)
+    names = [name for name, moves in each if moves]
     of_outputs = np.asarray(range(len(every) * len(names))).reshape(len(every), -1)
     apart = jax.tree.leaves(apart)
     checks = [

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from lazyjax.equations import LAYOUTS, equations, known, rescan, settings
+from lazyjax.equations import PARAMETERS, equations, known, rescan, settings
 from lazyjax.factors.walk import find, run, zeros
 from lazyjax.independence.suspects import suspects
 
@@ -162,5 +162,5 @@ def test_what_is_unknown_is_evaluated_as_it_is():
 
 def test_a_primitive_that_nothing_reads_is_no_matter():
     (equation,) = (e for e in traced(lambda w, x: jnp.tanh(x)).jaxpr.eqns)
-    assert equation.primitive.name not in LAYOUTS
+    assert equation.primitive.name not in PARAMETERS
     assert known(equation)

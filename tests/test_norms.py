@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lazyjax.norms import norm, scale_of, widened
+from lazyjax.norms import norm, scale_of
+from lazyjax.widening import widened
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e37])

@@ -6,9 +6,9 @@ from scipy.special import ndtr
 
 from lazyjax.operators.algebra import as_operator, operator
 from lazyjax.operators.krylov import lanczos
-from lazyjax.operators.quadrature import inverse_trace, logdet, quadratures, trace
 from lazyjax.operators.solves import NotConverged
 from lazyjax.operators.spectra import spectral_density, top_eigenpairs
+from lazyjax.operators.trace_estimates import inverse_trace, logdet, quadratures, trace
 
 N = 48
 

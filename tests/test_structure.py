@@ -11,7 +11,7 @@ import lazyjax
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (
-    ("types", "equations", "meshes", "memory"),
+    ("types", "equations", "meshes", "memory", "widening"),
     ("checks", "derivatives", "checkpoints", "norms", "costs", "convolutions"),
     ("traces", "leaves", "blocks", "laws"),
     ("data", "models", "tangent", "spectrum", "factors", "independence"),
@@ -52,7 +52,7 @@ def test_every_module_has_a_place_and_every_place_a_module():
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_leftwards_only(path):
+def test_imports_go_up_the_map_only(path):
     here = room(path)
     if here == "__init__":
         return

@@ -14,8 +14,8 @@ from lazyjax.derivatives import jvp
 from lazyjax.equations import Jaxpr
 from lazyjax.leaves import require_real, split
 from lazyjax.meshes import directions
-from lazyjax.norms import widened
 from lazyjax.types import Params, Weights
+from lazyjax.widening import widened
 
 _COLUMNS_AT_ONCE = 64
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.source_info_util import summarize
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +18,8 @@ from lazyjax.kernels.methods import METHODS
 from lazyjax.kernels.orders import ORDERS, cheapest_order, treatment
 from lazyjax.kernels.request import Request, check
 from lazyjax.kernels.task import Task
-from lazyjax.leaves import path_of
 from lazyjax.meshes import in_any_program
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, leaf_names
 
 
 class Estimate(NamedTuple):
@@ -144,12 +144,9 @@ def explanation(request: Request) -> list[Leaf]:
 
 def _explanation(request: Request) -> list[Leaf]:
     rows: dict[str, Leaf] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(request.params)
-    named = [
-        (path_of(path) or "w", leaf.shape)
-        for (path, leaf), moves in zip(leaves, request.options.wrt, strict=True)
-        if moves
-    ]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(request.params)]
+    leaves = list(zip(leaf_names(request.params), shapes, request.options.wrt, strict=True))
+    named = [(name, shape) for name, shape, moves in leaves if moves]
     for job in jobs(request):
         itemsize = job.shape.dtype.itemsize
         task = job.task
@@ -190,9 +187,9 @@ def _explanation(request: Request) -> list[Leaf]:
             _add(rows, _plain(named[leaf], why, label, task))
         for leaf in planned.structure.unused:
             _add(rows, Leaf(*named[leaf], "not at all", "zero", 0.0))
-    for (path, leaf), moves in zip(leaves, request.options.wrt, strict=True):
+    for name, shape, moves in leaves:
         if not moves:
-            _add(rows, Leaf(path_of(path) or "w", leaf.shape, "", "constant", 0.0))
+            _add(rows, Leaf(name, shape, "", "constant", 0.0))
     return list(rows.values())
 
 

@@ -1,4 +1,4 @@
-"""A kernel put together from tiles, of any sizes, the features of an example computed once."""
+"""A kernel put together from tiles of any sizes; features are kept while there is room."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -18,7 +18,8 @@ from jax.typing import ArrayLike
 from lazyjax import checks
 from lazyjax.kernels import matrix
 from lazyjax.meshes import alike, in_any_program
-from lazyjax.norms import norm, widened
+from lazyjax.norms import norm
+from lazyjax.widening import widened
 
 
 @partial(

@@ -19,7 +19,7 @@ from lazyjax.factors import FACTORS, JACOBIAN, Model, Plan, Shape, Treatment
 from lazyjax.kernels import Request, jobs
 from lazyjax.leaves import split
 from lazyjax.meshes import zeros
-from lazyjax.norms import widened
+from lazyjax.widening import widened
 
 
 class Setting(NamedTuple):

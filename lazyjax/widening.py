@@ -1,0 +1,22 @@
+"""Half precision computes in its own dtype, but is summed and kept in float32.
+
+Where that is done: gradients of a kernel in `leaves.split`, outputs in `factors.model`, losses and
+movements in `loop`, data in `training`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def widened(tree: Any) -> Any:
+    """Give floats of less than float32 as float32, and all other leaves as they are."""
+
+    def wide(leaf: Any) -> Any:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
+            return leaf
+        return jnp.asarray(leaf, jnp.float32)
+
+    return jax.tree.map(wide, tree)
