@@ -19,7 +19,9 @@ def main(n: int, dtype: str, path: str, process: str = "", port: str = "") -> No
     memory = n * 2**15 * jax.numpy.dtype(dtype).itemsize * 2
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     options = {"method": "structured_derivatives", "reduce": "trace", "tile": n // 12}
-    stored = kernel_store(*draw(n, dtype), path=path, memory=memory, mesh=mesh, **options)
+    stored = kernel_store(
+        *draw(n, dtype), path=path, memory=memory, mesh=mesh, verify=False, **options
+    )
     assert stored.recipe["spilled"]
 
 

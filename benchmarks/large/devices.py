@@ -35,19 +35,25 @@ def stored(n: int, dtype: str, path: str, devices: int, processes: int) -> np.nd
     return np.asarray(open_kernel(path))
 
 
-def main(n: int = 600) -> None:
+def main(n: int = 600, quick: bool = False) -> None:
     """Print the table.
 
     Parameters
     ----------
-    n : examples
+    n : int
+        Examples.
+    quick : bool
+        Few examples, in float32, one process and two: does it run? No numbers to report.
     """
+    n = 120 if quick else n
+    dtypes = ("float32",) if quick else ("float32", "float64")
+    hosts = ((1, 1), (1, 2)) if quick else ((1, 1), (2, 1), (8, 1), (1, 2))
     table = Table(title=f"The kernel of {n} examples, 78 tiles", title_justify="left")
     for column in ("dtype", "processes", "devices each", "seconds", "largest difference"):
         table.add_column(column, justify="left" if column == "dtype" else "right")
-    for dtype in ("float32", "float64"):
+    for dtype in dtypes:
         one = None
-        for devices, processes in ((1, 1), (2, 1), (8, 1), (1, 2)):
+        for devices, processes in hosts:
             with tempfile.TemporaryDirectory() as scratch:
                 begin = time.perf_counter()
                 found = stored(n, dtype, f"{scratch}/k", devices, processes)

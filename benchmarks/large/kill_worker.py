@@ -18,8 +18,8 @@ def main(n: int, memory: str, path: str, log: str) -> None:
     workers.compute_tile = logged
     # as on a disk so fast that features are spilled: their files are interrupted too
     costs.RATES["cpu"] = costs.RATES["cpu"]._replace(disk=1e12)
-    options = {"reduce": "none", "outputs": (0, 1, 2, 3), "tile": 200}
-    kernel_store(*draw(n), path=path, memory=memory, **options)
+    options = {"reduce": "none", "outputs": (0, 1, 2, 3), "tile": n // 12}
+    kernel_store(*draw(n), path=path, memory=memory, verify=False, **options)
 
 
 if __name__ == "__main__":

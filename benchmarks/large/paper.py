@@ -5,6 +5,7 @@ each part in the order with the fewest operations; seconds are those over a rate
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +44,11 @@ class Config:
     """Bytes for the features that a device holds."""
     devices: tuple[int, ...] = (1, 64)
     """How many; they share out the rows of tiles."""
+    quick: bool = False
+    """A ResNet of two narrow stages: does it run? No numbers to report."""
+
+
+conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.zeros)  # nothing is computed
 
 
 class Block(nn.Module):
@@ -54,36 +60,44 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         strides = (self.stride, self.stride)
-        y = nn.Conv(self.channels, (3, 3), strides=strides, use_bias=False)(x)
+        y = conv(self.channels, (3, 3), strides=strides)(x)
         y = nn.relu(nn.BatchNorm(use_running_average=True)(y))
-        y = nn.Conv(self.channels, (3, 3), use_bias=False)(y)
+        y = conv(self.channels, (3, 3))(y)
         y = nn.BatchNorm(use_running_average=True)(y)
         if x.shape != y.shape:
-            x = nn.Conv(self.channels, (1, 1), strides=strides, use_bias=False)(x)
+            x = conv(self.channels, (1, 1), strides=strides)(x)
             x = nn.BatchNorm(use_running_average=True)(x)
         return nn.relu(x + y)
 
 
-class ResNet18(nn.Module):
-    """For images of 32 x 32: a first convolution with stride 1, no pooling before the end."""
+class ResNet(nn.Module):
+    """A ResNet-18 for images of 32 x 32: at first stride 1 and no pooling."""
+
+    stages: tuple[int, ...] = (64, 128, 256, 512)  # channels
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(64, (3, 3), use_bias=False)(x)))
-        for channels in (64, 128, 256, 512):
-            x = Block(channels, 1 if channels == 64 else 2)(x)
+        first = self.stages[0]
+        x = conv(first, (3, 3))(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        for channels in self.stages:
+            x = Block(channels, 1 if channels == first else 2)(x)
             x = Block(channels, 1)(x)
         return nn.Dense(OUTPUTS)(x.mean((1, 2)))
 
 
-def models() -> dict[str, tuple[Any, Any, jax.Array]]:
+def models(quick: bool) -> dict[str, tuple[Any, Any, jax.Array]]:
     """Give f, params and one image of each model; the first is that of the measured store."""
     f, params, small = draw(1)
     large = jnp.zeros((1, 32, 32, 3))
+    resnet = ResNet((8, 16)) if quick else ResNet()
     return {
         "CNN, 2 x 32 channels, 8 x 8": (f, params, jnp.asarray(small)),
         "CNN, 2 x 32 channels, 32 x 32": (f, params, large),
-        "ResNet-18, 32 x 32": (*from_linen(ResNet18(), jax.random.key(0), large), large),
+        f"ResNet-{2 + 4 * len(resnet.stages)}, 32 x 32": (
+            *from_linen(resnet, jax.random.key(0), large),
+            large,
+        ),
     }
 
 
@@ -129,7 +143,7 @@ def main(config: Config) -> None:
     columns = ("model", "parameters", "a pair", "an example", "kept", "devices", "panels")
     for column in (*columns, "features", "of columns", "contraction", "sum"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for name, model in models().items():
+    for name, model in models(config.quick).items():
         own = count(*model)
         made, read = 2 * own.example / config.features, own.kept / config.read  # an example
         for devices in config.devices:

@@ -31,10 +31,14 @@ def main(
 
     Parameters
     ----------
-    sizes : examples
-    memory : budget of the store; the process needs a few hundred MB more
-    folder : where the kernels are written for the time being
-    quick : one small kernel
+    sizes : tuple of int
+        Examples.
+    memory : str
+        Budget of the store; the process needs a few hundred MB more.
+    folder : Path, optional
+        Where the kernels are written for the time being.
+    quick : bool
+        One small kernel: does it run? No rate to report.
     """
     table = Table(title=f"The traced kernel on disk, within {memory}", title_justify="left")
     for column in COLUMNS:

@@ -4,6 +4,8 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,14 +18,6 @@ from lazyjax.kernels import check
 from lazyjax.store import StoredKernel, files, kernel_store, recipe
 from lazyjax.store.pieces import features, tile
 
-SETTINGS = {
-    "reduce": "trace",
-    "method": "auto",
-    "wrt": None,
-    "outputs": None,
-    "precision": "highest",
-}
-
 
 def rate() -> float:
     """Measure the operations of a large matrix product, a second."""
@@ -34,26 +28,20 @@ def rate() -> float:
 def counted(stored: StoredKernel, n: int, times: dict[str, dict[str, float]]) -> dict[str, float]:
     """Count the operations of all features and of all tiles, as often as they were computed."""
     f, params, x = draw(4)
-    call = check(f, params, x, None, per_leaf=False, batch_size=None, **SETTINGS)
-    plan = recipe.replayed(stored.recipe, call.options, n, n, symmetric=True)
-    f, params, like = call.f, call.params, call.x1
-
-    def of_block(x):
-        return features(f, params, x, None, spec=plan.spec)
-
-    def of_tile(f1, f2):
-        return tile(f, params, like, None, f1, f2, spec=plan.spec)
-
-    block = jax.ShapeDtypeStruct((plan.grid.tile[0], *x.shape[1:]), x.dtype)
+    request = check(f, params, x, reduce="trace")
+    schedule = recipe.replayed(stored.recipe, request.options, n, n, symmetric=True)
+    request = replace(request, options=schedule.options)
+    of_block, of_tile = (partial(made, cut=schedule.cut) for made in (features, tile))
+    block = request.of(jax.ShapeDtypeStruct((schedule.cut.tile[0], *x.shape[1:]), x.dtype))
     made = jax.eval_shape(of_block, block)
-    blocks = plan.grid.blocks[0]
     pair, diagonal = (
-        operations(jax.make_jaxpr(of_tile)(made, other).jaxpr) for other in (made, None)
+        operations(jax.make_jaxpr(of_tile)(request, made, other).jaxpr) for other in (made, None)
     )
-    often = blocks if plan.spilled else times["features"]["times"]
+    blocks, tiles = schedule.grid.blocks[0], schedule.grid.tiles
+    often = blocks if schedule.spilled else times["features"]["times"]
     return {
         "features": 2 * often * operations(jax.make_jaxpr(of_block)(block).jaxpr),
-        "contraction": 2 * (blocks * diagonal + (plan.grid.tiles - blocks) * pair),
+        "contraction": 2 * (blocks * diagonal + (tiles - blocks) * pair),
     }
 
 

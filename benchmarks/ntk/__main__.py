@@ -15,10 +15,11 @@ which it does not use: `python -m pip install --no-deps nngeometry`.
 """
 
 import json
+import math
 import platform
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,12 +40,19 @@ trace are equal.
 * neural-tangents in blocks is nt.batch, timed on 256 examples and scaled by the pairs of blocks."""
 
 
+QUICK = (  # full and trace, x2 and none, blocks
+    Setting("a", "none", True),
+    Setting("a", "trace", False),
+    Setting("a_blocks", "trace", True),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What is run."""
 
-    cases: tuple[str, ...] = tuple(cases.CASES)
-    """Rows of `cases.CASES`."""
+    cases: tuple[str, ...] = ()
+    """Rows of `cases.CASES`; all of them if none is named."""
     pairs: int = 7
     """Alternating calls of ours and a rival."""
     rivals: Path | None = None
@@ -54,7 +62,7 @@ class Config:
     against: tuple[str, ...] = ()
     """Rivals by name, as in the tables; all of them if none is named."""
     quick: bool = False
-    """Tiny sizes: does everything run?"""
+    """Tiny sizes, of all cases a few: does everything run? No times to report."""
     limit: float = 180.0
     """Seconds for one answer of a worker: compiling, or a call."""
     save: Path | None = None
@@ -134,7 +142,7 @@ def summary(results: dict[Setting, list[Entry]]) -> Table:
             table.add_section()
         last = setting.case
         there = [rival for rival in rivals if not rival.failure]
-        best = min(there, key=lambda rival: rival.seconds, default=Entry("none"))
+        best = min(there, key=lambda rival: rival.seconds or math.inf, default=Entry("none"))
         ratio = best.ratio
         if ratio is None and best.seconds is not None and ours.seconds is not None:
             ratio = best.seconds / ours.seconds
@@ -155,9 +163,9 @@ def summary(results: dict[Setting, list[Entry]]) -> Table:
     return table
 
 
-def settings(names: tuple[str, ...]) -> Iterator[Setting]:
-    """Give every row of the table."""
-    for name in names:
+def settings(names: Sequence[str] = ()) -> Iterator[Setting]:
+    """Give every row of the table, of some cases or of all."""
+    for name in names or cases.CASES:
         case = cases.CASES[name]
         for reduce in case.reductions:
             for symmetric in case.symmetric:
@@ -181,14 +189,13 @@ def read(file: Path) -> dict[Setting, list[Entry]]:
         values = json.loads(line)
         setting = Setting(*(values.pop(name) for name in Setting._fields))
         found.setdefault(setting, {})[values["name"]] = Entry(**values)
-    order = settings(tuple(cases.CASES))
-    return {setting: list(found[setting].values()) for setting in order if setting in found}
+    return {setting: list(found[setting].values()) for setting in settings() if setting in found}
 
 
 def _measure(config: Config, run: Run, console: Console) -> dict[Setting, list[Entry]]:
     results: dict[Setting, list[Entry]] = {}
     try:
-        for setting in settings(config.cases):
+        for setting in QUICK if config.quick and not config.cases else settings(config.cases):
             file = run.folder / f"{setting.case}.npz"
             if not file.exists():
                 cases.write(setting.case, file, quick=config.quick)
@@ -234,6 +241,9 @@ def main(config: Config) -> None:
         return
     if config.rivals is not None and not config.only_ours:
         environment.prepare(config.rivals)
+    for rival in () if config.only_ours else RIVALS:
+        if rival.lacks:
+            console.print(f"{rival.name} is left out: {' and '.join(rival.lacks)} not installed")
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
             folder=Path(folder),
@@ -248,11 +258,13 @@ def main(config: Config) -> None:
     if results:
         console.print(summary(results))
     if config.quick:
-        console.print("Tiny sizes (--quick), not those of the titles: no times to go by.")
+        console.print("Tiny sizes (--quick), not those of the titles: no times to report.")
     console.print(NOTES)
     if config.rivals is not None:
         console.print("neural-tangents 0.6.5 with jax and jaxlib 0.4.23")
     console.print(_versions())
+    if config.quick and any(entry.failure for entries in results.values() for entry in entries):
+        raise SystemExit("a contender fails, at tiny sizes")
 
 
 if __name__ == "__main__":

@@ -15,31 +15,35 @@ from rich.table import Table
 from benchmarks.ntk import cases
 from benchmarks.ntk.process import Failed, Worker
 
-SHARES = (0.5, 0.1, 0.02)
+CASES, SHARES = ("a", "b", "c", "d", "e", "f"), (0.5, 0.1, 0.02)
 
 
-def main(names: tuple[str, ...] = ("a", "b", "c", "d", "e", "f"), quick: bool = False) -> None:
+def main(names: tuple[str, ...] = (), quick: bool = False) -> None:
     """Print the table.
 
     Parameters
     ----------
-    names : cases to run
-    quick : tiny sizes
+    names : tuple of str
+        Cases to run; a to f if none is named.
+    quick : bool
+        A case and two budgets, tiny: does it run? No numbers to report.
     """
     table = Table(title="Peak of memory within a budget, MB", title_justify="left")
     for column in ("case", "budget", "XLA", "of budget", "process", "of budget", "XLA / process"):
         table.add_column(column, justify="left" if column == "case" else "right")
+    failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+        for name in names or (CASES[:1] if quick else CASES):
             file = Path(folder) / f"{name}.npz"
             cases.write(name, file, quick=quick)
-            for share in SHARES:
+            for share in (0.9, 0.02) if quick else SHARES:
                 task = {"case": name, "data": str(file), "share": share, "reduce": "none"}
                 try:
                     with Worker(sys.executable, "budget_worker", task, 300.0) as worker:
                         found = worker.do("measure")
                 except Failed as failure:
                     table.add_row(name, "", str(failure), failure.detail)
+                    failures += 1
                     continue
                 budget = found["budget"]
                 if "refused" in found:
@@ -56,6 +60,8 @@ def main(names: tuple[str, ...] = ("a", "b", "c", "d", "e", "f"), quick: bool = 
                 )
             table.add_section()
     Console(width=110).print(table)
+    if failures:
+        raise SystemExit(f"{failures} of the workers have failed")
 
 
 if __name__ == "__main__":

@@ -280,8 +280,8 @@ CASES = {
 def write(name: str, path: Path, *, quick: bool) -> None:
     """Draw weights and inputs of a case and put them into one file."""
     data = CASES[name].draw(np.random.default_rng(0), quick)
-    leaves = {"params:" + key: value for key, value in data.params.items()}
-    np.savez(path, x1=data.x1, x2=data.x2, **leaves)
+    arrays: dict[str, Any] = {"params:" + key: value for key, value in data.params.items()}
+    np.savez(path, x1=data.x1, x2=data.x2, **arrays)
 
 
 def read(path: str) -> Data:

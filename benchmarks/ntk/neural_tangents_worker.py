@@ -3,6 +3,8 @@
 The blocks are `nt.batch`, timed on fewer examples and scaled by the number of pairs of blocks.
 """
 
+# pyright: reportMissingImports=false
+
 import sys
 import types
 

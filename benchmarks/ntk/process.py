@@ -36,6 +36,9 @@ class Worker:
             env=clean,
             start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
         )
+        assert self.process.stdin is not None  # both are pipes
+        assert self.process.stdout is not None
+        self.asked, self.answered = self.process.stdin, self.process.stdout
         try:
             self._ask(task)
         except BaseException:
@@ -56,7 +59,7 @@ class Worker:
         """End the process, whatever it does."""
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self.asked, self.answered):
             with contextlib.suppress(OSError):  # what was still to be written has no reader
                 pipe.close()
 
@@ -69,13 +72,13 @@ class Worker:
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
+            self.asked.write(json.dumps(message).encode() + b"\n")
+            self.asked.flush()
         except OSError:
             raise self._dead() from None
         stop = time.monotonic() + self.limit
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
+            selector.register(self.answered, selectors.EVENT_READ)
             while not selector.select(timeout=0.1):
                 if self._resident() > KILLED_MB:
                     self.process.kill()
@@ -83,7 +86,7 @@ class Worker:
                 if time.monotonic() > stop:
                     self.process.kill()
                     raise Failed(f"over {self.limit:.0f} s")
-        line = self.process.stdout.readline()
+        line = self.answered.readline()
         if not line:
             raise self._dead()
         answer = json.loads(line)

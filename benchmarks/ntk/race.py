@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ class Contender(NamedTuple):
     rival_environment: bool = False
     cases: tuple[str, ...] = tuple(CASES)
     only_symmetric_full: bool = False
+    needs: tuple[str, ...] = ()  # packages of this environment
+
+    @property
+    def lacks(self) -> list[str]:
+        """The packages that are not installed."""
+        return [name for name in self.needs if find_spec(name) is None]
 
 
 OURS = Contender("lazyjax", "ours")
@@ -32,10 +39,19 @@ RIVALS = (
     Contender("nt structured", "neural_tangents_worker", "STRUCTURED_DERIVATIVES", True),
     Contender("nt products", "neural_tangents_worker", "NTK_VECTOR_PRODUCTS", True),
     Contender("nt contraction", "neural_tangents_worker", "JACOBIAN_CONTRACTION", True),
-    Contender("torch products", "torch_worker", "products", cases=("a", "b", "c")),
-    Contender("torch contraction", "torch_worker", "contraction", cases=("a", "b", "c")),
     Contender(
-        "nngeometry", "torch_worker", "nngeometry", cases=("a", "c"), only_symmetric_full=True
+        "torch products", "torch_worker", "products", cases=("a", "b", "c"), needs=("torch",)
+    ),
+    Contender(
+        "torch contraction", "torch_worker", "contraction", cases=("a", "b", "c"), needs=("torch",)
+    ),
+    Contender(
+        "nngeometry",
+        "torch_worker",
+        "nngeometry",
+        cases=("a", "c"),
+        only_symmetric_full=True,
+        needs=("torch", "nngeometry"),
     ),
     Contender("plain JAX", "plain"),
 )
@@ -108,13 +124,15 @@ class Run:
             full = setting.symmetric and setting.reduce == "none"
             if setting.case not in rival.cases or (rival.only_symmetric_full and not full):
                 continue
-            if not rival.rival_environment or self.rivals is not None:
-                yield rival
+            if rival.lacks or (rival.rival_environment and self.rivals is None):
+                continue
+            yield rival
 
     def start(self, contender: Contender, setting: Setting) -> Worker:
         """Start a worker on a setting."""
-        case, rival = CASES[setting.case], contender.rival_environment
-        python = str(self.rivals / "bin" / "python") if rival else sys.executable
+        case, python = CASES[setting.case], sys.executable
+        if contender.rival_environment and self.rivals is not None:
+            python = str(self.rivals / "bin" / "python")
         task = {
             **setting._asdict(),
             "method": contender.method,
@@ -132,15 +150,16 @@ def _seconds(worker: Worker) -> float:
     return worker.do("call")["seconds"]
 
 
-def _first(worker: Worker, entry: Entry) -> None:
-    """Compile, call once unless that is long, and time one call."""
+def _first(worker: Worker, entry: Entry) -> float:
+    """Compile, call once, and time one more call unless that was long; give its seconds."""
     compiled = worker.do("compile")
     entry.compile, entry.xla_mb = compiled["seconds"], compiled["xla_mb"]
     warm_up = worker.do("call")
     in_compile = entry.scale != 1  # nt.batch compiles in a call
     entry.peak_mb = (compiled if in_compile else warm_up)["peak_mb"]
-    entry.first = warm_up["seconds"] if warm_up["seconds"] > LONG else _seconds(worker)
-    entry.seconds = entry.first
+    seconds: float = warm_up["seconds"] if warm_up["seconds"] > LONG else _seconds(worker)
+    entry.first = entry.seconds = seconds = seconds * entry.scale
+    return seconds
 
 
 def _distance(kernel: np.ndarray, ours: np.ndarray) -> float:
@@ -177,14 +196,13 @@ class _Ours:
 def _start_ours(run: Run, setting: Setting) -> _Ours:
     ours = _Ours(Entry(OURS.name))
     try:
-        ours.worker = run.start(OURS, setting)
-        ours.entry.rate = ours.worker.do("rate")["rate"]
-        _first(ours.worker, ours.entry)
-        ours.times.append(ours.entry.first)
-        ours.worker.do("save")
+        ours.worker = worker = run.start(OURS, setting)
+        ours.entry.rate = worker.do("rate")["rate"]
+        ours.times.append(_first(worker, ours.entry))
+        worker.do("save")
         ours.kernel = np.load(run.folder / f"{OURS.module}.npy")
         with contextlib.suppress(Failed):  # a count is worth no race
-            ours.entry.operations = ours.worker.do("operations")["operations"]
+            ours.entry.operations = worker.do("operations")["operations"]
     except Failed as failure:
         ours.fail(failure)
     return ours
@@ -192,10 +210,12 @@ def _start_ours(run: Run, setting: Setting) -> _Ours:
 
 def _pair(worker: Worker, ours: _Ours, entry: Entry, pairs: int) -> None:
     """Call ours and a rival in turn."""
-    theirs = []
+    theirs, own = [], ours.worker
+    if own is None:
+        return
     for _ in range(pairs):
         try:
-            ours.times.append(_seconds(ours.worker))
+            ours.times.append(_seconds(own))
         except Failed as failure:
             ours.fail(failure)
             return
@@ -211,13 +231,12 @@ def _against(run: Run, setting: Setting, rival: Contender, ours: _Ours, best: fl
         with run.start(rival, setting) as worker:
             if CASES[setting.case].block and rival.rival_environment:
                 entry.scale = worker.do("scale")["scale"]
-            _first(worker, entry)
-            entry.first, entry.seconds = entry.first * entry.scale, entry.seconds * entry.scale
+            first = _first(worker, entry)
             worker.do("save")
             if ours.kernel is not None:
                 kernel = np.load(run.folder / f"{rival.module}.npy")
                 entry.error = _distance(kernel, ours.kernel)
-            if ours.worker is not None and entry.first <= PAIRED_WITHIN * best:
+            if first <= PAIRED_WITHIN * best:
                 _pair(worker, ours, entry, run.pairs)
     except Failed as failure:
         _fail(entry, failure)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -42,21 +43,22 @@ def to_disk(array: np.ndarray) -> float:
     return min(found)
 
 
-def measured() -> dict[str, float]:
-    """Measure the rates that can be measured."""
+def measured(shrink: int = 1) -> dict[str, float]:
+    """Measure the rates that can be measured, with the longest axes divided by `shrink`."""
+    side, long = 2048 // shrink, 2**16 // shrink
     with jax.default_matmul_precision("highest"):
-        large = jnp.ones((2048, 2048), jnp.float32)
-        products = 2 * 2048**3 / seconds(jnp.matmul, large, large)
-        thin = jnp.ones((32, 2**16), jnp.float32)
-        rate = 2 * 32**2 * 2**16 / seconds(lambda a: a @ a.T, thin)
+        large = jnp.ones((side, side), jnp.float32)
+        products = 2 * side**3 / seconds(jnp.matmul, large, large)
+        thin = jnp.ones((32, long), jnp.float32)
+        rate = 2 * 32**2 * long / seconds(lambda a: a @ a.T, thin)
         d, a = jnp.ones((32, 10, 64, 16), jnp.float32), jnp.ones((32, 64, 128), jnp.float32)
         formed = seconds(lambda d, a: jnp.einsum("nksq,nsp->nkqp", d, a), d, a)
-        weights = jnp.ones((4096, 4096), jnp.float32)
+        weights = jnp.ones((2 * side, 2 * side), jnp.float32)
         rows = {n: seconds(jnp.matmul, weights[:n], weights) for n in (32, 64, 128, 256)}
-    near = jnp.ones(2**22, jnp.float32)
+    near = jnp.ones(2**22 // shrink, jnp.float32)
     turns = 20
     loop = seconds(lambda x: jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x) + 0.5, x), near)
-    far = jnp.ones(2**26, jnp.float32)
+    far = jnp.ones(2**26 // shrink, jnp.float32)
     return {
         "products": products,
         "rows": 32 * (products / rate - 1),
@@ -68,15 +70,21 @@ def measured() -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print them beside those of the table."""
+def main(quick: bool = False) -> None:
+    """Print them beside those of the table.
+
+    Parameters
+    ----------
+    quick : bool
+        Small arrays: does it run? No rates to report.
+    """
     table = Table(title=f"Rates of {jax.default_backend()}, of this machine and of the table")
     for column in ("rate", "measured", "table"):
         table.add_column(column, justify="left" if column == "rate" else "right")
-    for name, value in measured().items():
+    for name, value in measured(16 if quick else 1).items():
         table.add_row(name, f"{value:.2g}", f"{getattr(rates(), name):.2g}")
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

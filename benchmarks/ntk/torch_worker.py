@@ -4,6 +4,8 @@ The tutorial has no way to say x2 = x1; contraction keeps one Jacobian then, pro
 are. nngeometry has nothing but x2 = x1.
 """
 
+# pyright: reportMissingImports=false
+
 import math
 
 import torch
@@ -25,7 +27,8 @@ def cnn(params: dict) -> torch.nn.Module:
     layers = []
     for i in range(3):
         w, b = params[f"{i}/w"], params[f"{i}/b"]
-        convolution = torch.nn.Conv2d(*w.shape[2:], 3, padding=1)
+        inputs, outputs = w.shape[2:]
+        convolution = torch.nn.Conv2d(inputs, outputs, 3, padding=1)
         layers += [_with(convolution, w.transpose(3, 2, 0, 1), b), torch.nn.ReLU()]
     w, b = params["head/w"], params["head/b"]
     pool = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
@@ -67,7 +70,7 @@ def products(net, params, x1, x2, reduce):
     f = _single(net)
 
     def of_pair(one, two):
-        y, pull_back = vjp(lambda p: f(p, one), params)
+        y, pull_back = vjp(lambda p: f(p, one), params)[:2]
 
         def column(direction):
             return jvp(lambda p: f(p, two), (params,), pull_back(direction))[1]

@@ -1,6 +1,8 @@
 """The same networks, data, steps and optimisers as in `torch_loops`, trained by lazyjax."""
 
+from collections.abc import Callable, Iterable
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +32,9 @@ def _data(n=15, noise=0.0):
 
 
 @cache
-def _network(module, members=None):
+def _network(make: Callable[..., Any], *sizes, members=None):
     """Give f and the parameters of one network, or of several."""
-    x = jnp.zeros((1, 1))
+    x, module = jnp.zeros((1, 1)), make(*sizes)
     f, params = from_linen(module, jax.random.key(1), x)
     if members is None:
         return f, params
@@ -41,38 +43,38 @@ def _network(module, members=None):
 
 
 def deep_fit():
-    f, params = _network(deep_mlp(10))
+    f, params = _network(deep_mlp, 10)
     train(f, params, _data(), _sgd(0.1), steps=10_000)
 
 
 def sinusoidal_features_():
     for dimension, steps in ((8, 10_000), (200, 100)):
-        f, params = _network(Sinusoidal(dimension))
+        f, params = _network(Sinusoidal, dimension)
         train(f, params, _data(), _sgd(0.01), steps=steps)
-    f, params = _network(Sinusoidal(100), 10)
+    f, params = _network(Sinusoidal, 100, members=10)
     train_ensemble(f, params, _data(), _sgd(0.01), steps=10_000)
 
 
 def random_inits():
-    f, params = _network(shallow_mlp(10), 10)
+    f, params = _network(shallow_mlp, 10, members=10)
     train_ensemble(f, params, _data(), _sgd(1e-3), steps=5000)
 
 
 def width_sweep():
     for width in WIDTHS:
-        f, params = _network(shallow_mlp(width))
+        f, params = _network(shallow_mlp, width)
         train(f, params, _data(), _sgd(2e-3), steps=50_000)
 
 
 def bad_init():
-    f, params = _network(shallow_mlp(100), 10)
+    f, params = _network(shallow_mlp, 100, members=10)
     bad = train_ensemble(f, params, _data(), _sgd(1.0), steps=2).final
     train_ensemble(f, bad, _data(), _sgd(1e-3), steps=1000)
 
 
 @cache
 def _scaled():
-    f, params = _network(deep_mlp(8))
+    f, params = _network(deep_mlp, 8)
     alphas = jnp.array([1.0, 100.0, 1000.0])
     start = jax.tree.map(lambda w: jnp.broadcast_to(w, (3, *w.shape)), params)
     models = jax.vmap(lambda a, w: scale(center(f, w), a))(alphas, start)
@@ -106,7 +108,7 @@ def _sweep():
 
 
 def bias_complexity():
-    f, params = _network(Sinusoidal(30, _SLOW))
+    f, params = _network(Sinusoidal, 30, _SLOW)
     train(f, params, _data(50, 0.05), _sgd(0.01), steps=2000)
     train_ensemble(*_sweep(), _sgd(0.1), steps=1000)
 
@@ -116,26 +118,37 @@ def flow_vs_descent():
     descend(starts, np.array([1e-4, 2e-3], np.float32), 10_000)
 
 
-def set_up():
-    """Draw the data and the initial weights of every section; they are kept for the timings."""
-    for data in ((15, 0.0), (10, 0.0), (50, 0.05)):
-        _data(*data)
-    alone = [deep_mlp(10), deep_mlp(8), Sinusoidal(8), Sinusoidal(200), Sinusoidal(30, _SLOW)]
-    for module in [*alone, *(shallow_mlp(width) for width in WIDTHS)]:
-        _network(module)
-    for module in (Sinusoidal(100), shallow_mlp(10), shallow_mlp(100)):
-        _network(module, 10)
-    _scaled()
-    _sweep()
+class Section(NamedTuple):
+    """What is timed, and what it needs, drawn before."""
+
+    run: Callable[[], None]
+    draws: tuple[Callable[[], Any], ...] = ()
 
 
 SECTIONS = {
-    "deep_fit": deep_fit,
-    "sinusoidal_features": sinusoidal_features_,
-    "random_inits": random_inits,
-    "width_sweep": width_sweep,
-    "bad_init": bad_init,
-    "alpha_scaling": alpha_scaling,
-    "bias_complexity": bias_complexity,
-    "flow_vs_descent": flow_vs_descent,
+    "deep_fit": Section(deep_fit, (_data, partial(_network, deep_mlp, 10))),
+    "sinusoidal_features": Section(
+        sinusoidal_features_,
+        (
+            _data,
+            partial(_network, Sinusoidal, 8),
+            partial(_network, Sinusoidal, 200),
+            partial(_network, Sinusoidal, 100, members=10),
+        ),
+    ),
+    "random_inits": Section(random_inits, (_data, partial(_network, shallow_mlp, 10, members=10))),
+    "width_sweep": Section(
+        width_sweep, (_data, *(partial(_network, shallow_mlp, width) for width in WIDTHS))
+    ),
+    "bad_init": Section(bad_init, (_data, partial(_network, shallow_mlp, 100, members=10))),
+    "alpha_scaling": Section(alpha_scaling, (partial(_data, 10), _scaled)),
+    "bias_complexity": Section(bias_complexity, (partial(_network, Sinusoidal, 30, _SLOW), _sweep)),
+    "flow_vs_descent": Section(flow_vs_descent),
 }
+
+
+def set_up(names: Iterable[str]) -> None:
+    """Draw the data and the initial weights of some sections; they are kept for the timings."""
+    for name in names:
+        for draw in SECTIONS[name].draws:
+            draw()

@@ -4,8 +4,10 @@
 every step. Imports, figures and the building of models are left out of the times.
 """
 
+# pyright: reportMissingImports=false
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -91,7 +93,7 @@ class Sinusoidal(Network):
 
     def forward(self, x):
         r = self.frequency * torch.arange(self.dimension // 2) * x
-        return self.output(torch.concatenate([torch.sin(r), torch.cos(r)], axis=1))
+        return self.output(torch.concatenate([torch.sin(r), torch.cos(r)], dim=1))
 
 
 def train(net, data, *, steps, batch_size, lr, save_weights_every=1):
@@ -143,14 +145,16 @@ def descend(steps: int) -> None:
                 weights.append(np.copy(model.param))
 
 
-def timed(loop: Callable[[int], object], steps: int, repeats: int) -> tuple[float, bool]:
+def timed(
+    loop: Callable[[int], object], steps: int, repeats: int, longest: int
+) -> tuple[float, bool]:
     """Give the seconds of `repeats` loops of `steps`, and whether they are scaled.
 
-    A loop of more than `LONGEST` steps in all is timed on that many, after a warm-up.
+    A loop of more than `longest` steps in all is timed on that many, after a warm-up.
     """
     loop(WARM_UP)
     total = steps * repeats
-    measured = min(total, LONGEST)
+    measured = min(total, longest)
     begin = time.perf_counter()
     for _ in range(max(1, measured // steps)):
         loop(min(steps, measured))
@@ -158,8 +162,10 @@ def timed(loop: Callable[[int], object], steps: int, repeats: int) -> tuple[floa
     return (time.perf_counter() - begin) * total / ran, ran < total
 
 
-def measure(threads: int) -> dict[str, tuple[float, bool]]:
-    """Time the loops of every section that trains, with so many threads."""
+def measure(
+    threads: int, names: Iterable[str], longest: int = LONGEST
+) -> dict[str, tuple[float, bool]]:
+    """Time the loops of some sections that train, with so many threads."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     data, ten, noisy = Data(15), Data(10), Data(50, 0.05)
@@ -195,8 +201,8 @@ def measure(threads: int) -> dict[str, tuple[float, bool]]:
     }
     weights = {"bias_complexity": [1.0] + [99 / 8] * 8}  # 8 of the 99 dimensions stand for all
     results = {}
-    for name, loops in parts.items():
-        seconds = [timed(loop, steps, repeats) for loop, steps, repeats in loops]
+    for name in names:
+        seconds = [timed(loop, steps, repeats, longest) for loop, steps, repeats in parts[name]]
         factors = weights.get(name, [1.0] * len(seconds))
         total = sum(s * w for (s, _), w in zip(seconds, factors, strict=True))
         results[name] = (total, any(scaled for _, scaled in seconds) or name in weights)
