@@ -1,4 +1,4 @@
-"""The leaves of the parameters: their names, and which of them are differentiated."""
+"""Which leaves of the parameters are differentiated, and how to take them out and put them back."""
 
 from collections.abc import Callable
 from typing import Any

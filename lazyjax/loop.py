@@ -6,6 +6,7 @@ whole block at once. That is what makes a step of a small network cost its own o
 else.
 """
 
+import inspect
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,6 +75,50 @@ def _norms(rows: jax.Array) -> jax.Array:
     return scale.reshape(-1) * jnp.sqrt(jnp.sum(jnp.square(rows / scale), _inner(rows)))
 
 
+def _step(
+    optimizer: optax.GradientTransformation,
+    f: ModelFunction,
+    loss: Loss,
+    params: Params,
+    batch: Dataset,
+    state: Any,
+) -> tuple[jax.Array, Params, Any]:
+    """Give the loss, the updates and the new state of the optimiser.
+
+    An optimiser that asks for more than the gradient has it: the loss, or the loss and its gradient
+    as functions of the parameters, on this batch.
+    """
+
+    @plain_convolutions  # which are ten times faster inside a loop
+    def derivative(at: tuple[Params, Dataset]) -> tuple[jax.Array, Params]:
+        return jax.value_and_grad(partial(objective, f, loss))(*at)
+
+    @plain_convolutions
+    def value_of(at: tuple[Params, Dataset]) -> jax.Array:
+        return objective(f, loss, *at)
+
+    value, gradient = derivative((params, batch))
+    extra: dict[str, Any] = {
+        "value": value,
+        "grad": gradient,
+        "value_fn": lambda params: value_of((params, batch)),
+        "grad_fn": lambda params, _: derivative((params, batch))[1],
+    }
+    asked = {name: extra[name] for name in _asked(optimizer)}
+    updates, state = optimizer.update(gradient, state, params, **asked)
+    return value, updates, state
+
+
+def _asked(optimizer: optax.GradientTransformation) -> list[str]:
+    """Name what an optimiser asks for beside the gradient; a chain takes what Optax documents."""
+    if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
+        return []
+    parameters = inspect.signature(optimizer.update).parameters
+    if any(own.kind is own.VAR_KEYWORD for own in parameters.values()):
+        return ["value", "grad", "value_fn"]
+    return [name for name in ("value", "grad", "value_fn", "grad_fn") if name in parameters]
+
+
 def _run_chunk(
     optimizer: optax.GradientTransformation,
     chunk: Chunk,
@@ -100,15 +145,10 @@ def _run_chunk(
     ]
     n = checks.batch("x", data.x)
 
-    @plain_convolutions  # which are ten times faster inside a loop
-    def derivative(at: tuple[Params, Dataset]) -> tuple[jax.Array, Params]:
-        return jax.value_and_grad(partial(objective, f, loss))(*at)
-
     def step(carry: Any, indices: Any) -> Any:
         params, optimizer_state = carry
         batch = data if indices is None else jax.tree.map(lambda a: a[indices], data)
-        value, gradient = derivative((params, batch))
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        value, updates, optimizer_state = _step(optimizer, f, loss, params, batch, optimizer_state)
         return (optax.apply_updates(params, updates), optimizer_state), (value, params)
 
     def out_of_range(squared: list[jax.Array]) -> jax.Array:  # in any row, leaf or member
@@ -216,8 +256,7 @@ def one_step(
     """Take one step on all data, from a fresh state: what a run is made of, to be traced."""
 
     def one(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> Any:
-        value, gradient = jax.value_and_grad(partial(objective, f, loss))(params, data)
-        return value, optimizer.update(gradient, optimizer.init(params), params)
+        return _step(optimizer, f, loss, params, data, optimizer.init(params))
 
     if chunk.members is not None:
         one = jax.vmap(one, (0, 0, 0, chunk.data_axis), axis_size=chunk.members)

@@ -124,8 +124,6 @@ def _check_labels(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -
     """Refuse labels that the loss broadcasts against the predictions over the batch."""
     out = checks.outputs(f, params, data.x)
     shapes, wanted = ([a.shape for a in jax.tree.leaves(tree)] for tree in (data.y, out))
-    if shapes == wanted:
-        return
     here = f"{', '.join(map(str, shapes))} for predictions of shape {', '.join(map(str, wanted))}"
     with jax.numpy_rank_promotion("allow"):
         try:
@@ -136,7 +134,8 @@ def _check_labels(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -
                 f"loss(f(params, x), y) failed. Pass labels as the loss wants them. "
                 f"It said: {error}"
             ) from error
-        if not _pairs_all(f, loss, params, data, out):
+        fits = shapes == wanted and jax.tree.structure(data.y) == jax.tree.structure(out)
+        if fits or not _pairs_all(f, loss, params, data, out):
             return
     cure = "Pass one label for each prediction."
     if wanted == [(*shape, 1) for shape in shapes]:
@@ -149,12 +148,25 @@ def _check_labels(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -
     )
 
 
+_OF_FLOATS = (
+    optax.losses.squared_error,
+    optax.losses.l2_loss,
+    optax.losses.huber_loss,
+    optax.losses.log_cosh,
+    optax.losses.sigmoid_binary_cross_entropy,
+    optax.losses.sigmoid_focal_loss,
+    optax.losses.hinge_loss,
+)
+"""Losses of Optax, element by element: targets that are floats have the shape of the outputs."""
+
+
 def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
     """Check what one member is trained on; shapes only, so under `jax.vmap` too."""
-    squared = _innermost(loss) in (optax.losses.squared_error, optax.losses.l2_loss)
-    if squared:
+    inner = _innermost(loss)
+    if inner in _OF_FLOATS[:2]:
         checks.floating("data.y", data.y)
-    if all(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(data.y)):
+    floats = all(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(data.y))
+    if floats and inner in _OF_FLOATS:
         checks.targets(f, params, data.x, data.y)
     else:
         _check_labels(f, loss, params, data)
@@ -226,9 +238,11 @@ def train(
     params : pytree of floats
         w0.
     data : Dataset
-        `x (N, ...)` and `y`, of the shape of `f(params, x)` unless the loss wants labels.
+        `x (N, ...)` and `y`, what the loss takes. Optax' losses of floats, element by element, take
+        the shape of `f(params, x)`; for any other loss y may be labels, or a pytree.
     optimizer : optax.GradientTransformation
-        Any of Optax. Learning rates are for the mean loss.
+        Any of Optax. Learning rates are for the mean loss. Those that ask for `value`, `grad`,
+        `value_fn` or `grad_fn`, line searches among them, have these of the batch of the step.
     steps : int
         How many steps, 1 or more.
     loss : callable

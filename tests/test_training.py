@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from lazyjax.checkpoints import load_history, save_history
+from lazyjax.data import batch_indices
 from lazyjax.dynamics import gradient_descent
 from lazyjax.kernels import ntk
 from lazyjax.tangent import center, linearize, scale
@@ -65,6 +66,135 @@ def by_hand(f, params, data, optimizer, steps, loss=optax.losses.squared_error, 
         trajectory.append(params)
         params = after
     return np.array(losses), stack(*trajectory)
+
+
+ASKING = {  # optimisers that ask for more than the gradient, and for what
+    "L-BFGS": (optax.lbfgs(), ("value", "grad", "value_fn")),
+    "a line search": (
+        optax.chain(
+            optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+        ),
+        ("value", "grad", "value_fn"),
+    ),
+    "Polyak's step": (optax.polyak_sgd(max_learning_rate=0.1), ("value",)),
+    "Momo": (optax.contrib.momo(learning_rate=0.1), ("value",)),
+    "reduce on plateau": (
+        optax.chain(
+            optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=2, cooldown=1)
+        ),
+        ("value",),
+    ),
+    "SAM": (optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)), ()),
+    "SAM, its steps hidden": (
+        optax.contrib.sam(optax.sgd(0.05), optax.sgd(0.1), opaque_mode=True, reset_state=False),
+        ("grad_fn",),
+    ),
+}
+
+
+def by_hand_asking(f, params, batches, name):
+    """The slow reference, with what these optimisers ask for, as Optax' documentation has it."""
+    optimizer, asked = ASKING[name]
+
+    @jax.jit
+    def step(params, state, batch):
+        value_fn = lambda w: jnp.mean(jnp.square(f(w, batch.x) - batch.y))  # noqa: E731 (one line)
+        value, grad = jax.value_and_grad(value_fn)(params)
+        known = {"value": value, "grad": grad, "value_fn": value_fn}
+        known["grad_fn"] = lambda w, _: jax.grad(value_fn)(w)
+        extra = {name: known[name] for name in asked}
+        updates, state = optimizer.update(grad, state, params, **extra)
+        return value, optax.apply_updates(params, updates), state
+
+    state, losses = optimizer.init(params), []
+    for batch in batches:
+        value, params, state = step(params, state, batch)
+        losses.append(value)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_optimizers_that_ask_for_the_loss_or_the_function_have_it(name, data):
+    losses = by_hand_asking(mlp, initial(0), [data] * 31, name)
+    history = train(mlp, initial(0), data, ASKING[name][0], steps=30, chunk_steps=12)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-7)
+    assert losses[-1] < losses[0] / 2
+
+
+def test_members_of_an_ensemble_search_along_their_own_lines(data):
+    params, (optimizer, _) = [initial(0), initial(1)], ASKING["L-BFGS"]
+    runs = [train(mlp, w, data, optimizer, steps=10) for w in params]
+    history = train_ensemble(mlp, stack(*params), data, optimizer, steps=10)
+    np.testing.assert_allclose(history.loss, [run.loss for run in runs], rtol=1e-6)
+
+
+def test_a_line_search_has_the_loss_of_its_batch(data):
+    key, name = jax.random.key(0), "a line search"
+    rows = np.asarray(batch_indices(key, 0, n=12, batch_size=4, steps=41))
+    batches = [Dataset(data.x[row], data.y[row]) for row in rows]
+    losses = by_hand_asking(mlp, initial(0), batches, name)
+    optimizer, _ = ASKING[name]
+    history = train(mlp, initial(0), data, optimizer, steps=40, key=key, batch_size=4)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-7)
+
+
+def gaussian(prediction, y):
+    mean, log_variance = prediction[:, :1], prediction[:, 1:]
+    return jnp.square(y - mean) / jnp.exp(log_variance) + log_variance
+
+
+def masked(prediction, y):
+    return y["weight"] * jnp.square(prediction - y["value"])
+
+
+def quantiles(prediction, y):
+    levels = jnp.array([[0.1, 0.5, 0.9]])
+    return jnp.maximum(levels * (y - prediction), (levels - 1) * (y - prediction))
+
+
+TWO = lambda w, x: x @ w["a"] + w["b"]  # noqa: E731 (a function of one line)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "target"),
+    [
+        (gaussian, 2, lambda y: y),
+        (quantiles, 3, lambda y: y),
+        (masked, 1, lambda y: {"value": y, "weight": (jnp.arange(12.0) % 2)[:, None]}),
+        (lambda p, y: jnp.square(p[:, 0] - y), 1, lambda y: y[:, 0]),
+    ],
+    ids=["a Gaussian likelihood", "quantiles", "a mask in a dict", "a column squeezed inside"],
+)
+def test_targets_of_another_shape_are_the_affair_of_the_loss(loss, outputs, target, data):
+    w = {"a": jnp.ones((1, outputs)) / 2, "b": jnp.zeros((1, outputs))}
+    goal = Dataset(data.x, target(data.y))
+    history = train(TWO, w, goal, optax.sgd(0.02), steps=20, loss=loss)
+
+    @jax.jit
+    def step(w):
+        value, gradient = jax.value_and_grad(lambda w: jnp.mean(loss(TWO(w, data.x), goal.y)))(w)
+        return value, jax.tree.map(lambda w, g: w - 0.02 * g, w, gradient)
+
+    for value in history.loss:
+        expected, w = step(w)
+        assert value == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "message"),
+    [
+        (optax.losses.squared_error, (12,), r"`y` must have shape \(12, 1\), got \(12,\)"),
+        (optax.losses.huber_loss, (12,), r"`y` must have shape \(12, 1\), got \(12,\)"),
+        (optax.losses.log_cosh, (12, 2), r"`y` must have shape \(12, 1\), got \(12, 2\)"),
+        (optax.losses.sigmoid_binary_cross_entropy, (12,), r"`y` must have shape \(12, 1\)"),
+        (lambda p, y: jnp.square(p - y), (12,), r"broadcasts every label .* y\[:, None\]"),
+        (lambda p, y: jnp.mean(jnp.square(p - y)), (12,), r"broadcasts every label against"),
+        (lambda p, y: p - y["value"], (12, 1), "`data.y` must be labels that `loss` takes, got"),
+    ],
+)
+def test_float_targets_that_a_loss_would_broadcast_are_refused(loss, shape, message, data):
+    with pytest.raises(ValueError, match=message):
+        train(mlp, initial(0), Dataset(data.x, jnp.ones(shape)), optax.sgd(0.1), steps=3, loss=loss)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -124,8 +254,6 @@ def test_chunks_do_not_change_the_run(chunk_steps, data):
 
 
 def test_mini_batches_are_those_of_the_stream_and_the_loss_on_all_data_is_on_the_grid(data):
-    from lazyjax.data import batch_indices
-
     key = jax.random.key(5)
     batches = np.asarray(batch_indices(key, 0, n=12, batch_size=5, steps=101))
     losses, trajectory = by_hand(mlp, initial(0), data, optax.sgd(0.02), 100, batches=batches)
