@@ -16,6 +16,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 
 from lazyjax.equations import INLINE, Jaxpr, evaluate, inner_jaxprs, known, rescan, settings
+from lazyjax.meshes import may_be_shared_out
 
 
 def patches(x: jax.Array, *, convolution: Any, window: tuple[int, ...]) -> jax.Array:
@@ -204,7 +205,7 @@ def one_by_one(jaxpr: Jaxpr) -> Examples:
     def at_once(function: Callable[[Any], Any], x: Any) -> Any:
         return jax.vmap(function)(x)
 
-    if jax.device_count() == 1:  # examples cannot be shared out, and convolutions are faster
+    if not may_be_shared_out():  # convolutions are faster
         return Examples(lambda model: model, at_once)
     if _hides_convolution(jaxpr):
         return Examples(lambda model: model, jax.lax.map)

@@ -8,7 +8,9 @@ call runs on automatic axes of the same devices, and its results are given back 
 ones.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -26,6 +28,24 @@ from jax.sharding import (
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+_alone: ContextVar[bool] = ContextVar("lazyjax_one_device", default=False)
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """Trace, inside the `with` block, what will run on one device, however many there are."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def may_be_shared_out() -> bool:
+    """Tell whether what is traced may be shared out to several devices."""
+    return jax.device_count() > 1 and not _alone.get()
 
 
 def _arrays(tree: Any) -> list[jax.Array]:

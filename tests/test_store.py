@@ -320,6 +320,46 @@ def test_two_devices_give_the_same_kernel(tmp_path, disk_rate):
     close(np.asarray(open_kernel(tmp_path / "k")), np.asarray(ntk(model, PARAMS, X1)))
 
 
+IMAGES = np.random.default_rng(1).normal(size=(6, 5, 5, 2))
+FILTERS = {"filters": RANDOM.normal(size=(3, 3, 2, 4)), "w": RANDOM.normal(size=(4, 2))}
+
+
+def convolutional(params, x):
+    layout = jax.lax.conv_dimension_numbers(x.shape, (3, 3, 2, 4), ("NHWC", "HWIO", "NHWC"))
+    h = jax.lax.conv_general_dilated(x, params["filters"], (1, 1), "SAME", (1, 1), (1, 1), layout)
+    return jnp.tanh(h).mean((1, 2)) @ params["w"]
+
+
+MORE_DEVICES = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import tests.test_store as t
+
+mesh = jax.make_mesh((2,), ("x",))
+t.kernel_store(t.convolutional, t.FILTERS, t.IMAGES, path=sys.argv[1], memory="1GiB", tile=2, mesh=mesh)
+"""
+
+
+def test_what_one_device_began_two_go_on_with_to_the_same_bits(tmp_path, log):
+    arguments = convolutional, FILTERS, IMAGES
+    kernel_store(*arguments, path=tmp_path / "whole", memory="1GiB", tile=2)
+    del log[:]
+    log.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        kernel_store(*arguments, path=tmp_path / "k", memory="1GiB", tile=2)
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"}
+    subprocess.run(
+        [sys.executable, "-c", MORE_DEVICES, str(tmp_path / "k")],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | flags,
+        check=True,
+        timeout=120,
+    )
+    assert chunks(tmp_path / "k") == chunks(tmp_path / "whole")
+    close(np.asarray(open_kernel(tmp_path / "k")), np.asarray(ntk(*arguments)))
+
+
 def test_rows_are_dealt_out_so_that_all_devices_have_as_many_tiles():
     grid = grid_of(1000, 1000, (10, 10), symmetric=True)
     for hands in (1, 2, 3, 8):

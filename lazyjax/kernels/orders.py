@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lazyjax.costs import rates
 from lazyjax.factors import Factors, Shape, Treatment
 from lazyjax.kernels.task import Task
-from lazyjax.meshes import zeros
+from lazyjax.meshes import may_be_shared_out, zeros
 
 _LEAST_WIDTH = 256  # of a slice of the parameters, so that the product of two is worth its call
 _LEAST_ROWS = 160  # of a block of a symmetric kernel, likewise
@@ -90,7 +90,7 @@ def symmetric(square: jax.Array, reduce: str) -> jax.Array:
     an entry twice, and round it differently. On several devices by that choice, as a gather would
     bring every row to every device.
     """
-    if jax.device_count() > 1:
+    if may_be_shared_out():
         n = jnp.arange(len(square)).reshape(-1, *(1,) * (square.ndim - 1))
         m, other = _mirrored(n, reduce), _mirrored(square, reduce)
         return jnp.where(n > m, square, jnp.where(n < m, other, (square + other) / 2))

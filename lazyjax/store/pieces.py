@@ -15,6 +15,7 @@ from lazyjax import checks
 from lazyjax.kernels import Engine, Job, Request, contract, engine_of, finished, jobs, whole
 from lazyjax.kernels import features as features_of
 from lazyjax.memory import analysed
+from lazyjax.meshes import on_one_device
 
 
 class Cut(NamedTuple):
@@ -35,7 +36,7 @@ def _engine(request: Request, cut: Cut, n1: int, n2: int, symmetric: bool) -> tu
 @partial(jax.jit, static_argnames="cut")
 def features(request: Request, *, cut: Cut) -> Any:
     """Compute the features of a block of examples."""
-    with request.options.in_force():
+    with request.options.in_force(), on_one_device():
         _, engine = _engine(request, cut, *cut.tile, False)
         return features_of(engine, request.x1, cut.at_once)
 
@@ -45,7 +46,7 @@ def tile(request: Request, f1: Any, f2: Any, *, cut: Cut) -> Any:
     """Compute a tile from two features, or a symmetric one from f1; x1 may be any examples."""
     n1 = checks.batch("f1", f1)
     n2 = n1 if f2 is None else checks.batch("f2", f2)
-    with request.options.in_force():
+    with request.options.in_force(), on_one_device():
         job, engine = _engine(request, cut, n1, n2, f2 is None)
         return whole(contract(engine, job.task, f1, f2, n1, n2), job)
 

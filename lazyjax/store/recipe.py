@@ -14,6 +14,7 @@ from lazyjax.costs import Rates
 from lazyjax.equations import constants
 from lazyjax.factors import jacobian
 from lazyjax.kernels import Options, Request, jobs
+from lazyjax.meshes import on_one_device
 from lazyjax.store.panels import Grid, Schedule
 from lazyjax.store.pieces import Cut
 from lazyjax.types import leaf_names
@@ -32,7 +33,8 @@ def _model(request: Request) -> str:
         return jacobian(job.model, request.x1)
 
     one = jax.tree.map(lambda a: a[:1], request.x1)
-    jaxpr = jax.make_jaxpr(derivative)(request.of(one))
+    with on_one_device():
+        jaxpr = jax.make_jaxpr(derivative)(request.of(one))
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
     return fingerprint(text, constants(jaxpr), jax.tree.leaves(request.f))
 
