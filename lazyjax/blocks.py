@@ -12,6 +12,7 @@ from lazyjax.convolutions import plain_convolutions
 from lazyjax.costs import ALIVE, rates, results
 from lazyjax.equations import Jaxpr
 from lazyjax.meshes import zeros
+from lazyjax.types import PyTree
 
 
 def even(n: int, size: int) -> int:
@@ -24,12 +25,12 @@ def starts(n: int, size: int) -> np.ndarray:
     return np.minimum(np.arange(-(-n // size)) * size, n - size)
 
 
-def take(x: Any, start: Any, size: int) -> Any:
+def take(x: PyTree, start: Any, size: int) -> Any:
     """Give a block of a batch; `start` may be traced."""
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(jnp.asarray(a), start, size), x)
 
 
-def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
+def in_blocks(function: Callable[[Any], Any], x: PyTree, size: int) -> Any:
     """Apply a function of a batch to blocks of it, one after the other.
 
     Parameters
@@ -62,7 +63,7 @@ def in_blocks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
     return jax.lax.scan(block, every, jnp.asarray(starts(n, size)))[0]
 
 
-def in_close_blocks(features: Callable[[Any], Any], x: Any, jaxpr: Jaxpr) -> Any:
+def in_close_blocks(features: Callable[[Any], Any], x: PyTree, jaxpr: Jaxpr) -> Any:
     """Compute features of a model in blocks whose intermediate results stay close.
 
     Parameters

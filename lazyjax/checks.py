@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree
 
 
 def is_known(value: Any) -> bool:
@@ -73,7 +73,7 @@ def whole(name: str, value: Any, *, least: int, cure: str = "") -> None:
         )
 
 
-def floating(name: str, tree: Any) -> None:
+def floating(name: str, tree: PyTree) -> None:
     """Require arrays of real floats in every leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         where, dtype = f"`{name}`{jax.tree_util.keystr(path)}", jnp.result_type(leaf)
@@ -90,7 +90,7 @@ def floating(name: str, tree: Any) -> None:
             )
 
 
-def finite(name: str, tree: Any) -> None:
+def finite(name: str, tree: PyTree) -> None:
     """Require that no value is NaN or infinite."""
     for leaf in jax.tree.leaves(tree):
         if not is_known(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -103,7 +103,7 @@ def finite(name: str, tree: Any) -> None:
             )
 
 
-def same_tree(name: str, tree: Any, like: Any, like_name: str) -> None:
+def same_tree(name: str, tree: PyTree, like: PyTree, like_name: str) -> None:
     """Require the structure, and in each leaf the shape, of another tree."""
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise ValueError(
@@ -120,7 +120,7 @@ def same_tree(name: str, tree: Any, like: Any, like_name: str) -> None:
             )
 
 
-def batch(name: str, x: Any) -> int:
+def batch(name: str, x: PyTree) -> int:
     """Require a batch on axis 0, the same in every leaf; give its size."""
     sizes = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in jax.tree.leaves(x)}
     if len(sizes) != 1 or None in sizes:
@@ -135,7 +135,7 @@ def batch(name: str, x: Any) -> int:
     return size
 
 
-def outputs(f: ModelFunction, params: Params, x: Any) -> Any:
+def outputs(f: ModelFunction, params: Params, x: PyTree) -> Any:
     """Require that `params` and `x` fit the model; give the shapes of `f(params, x)`."""
     try:
         return jax.eval_shape(f, params, x)
@@ -147,7 +147,7 @@ def outputs(f: ModelFunction, params: Params, x: Any) -> Any:
         ) from error
 
 
-def targets(f: ModelFunction, params: Params, x: Any, y: Any) -> None:
+def targets(f: ModelFunction, params: Params, x: PyTree, y: PyTree) -> None:
     """Require that `y` has the shape of `f(params, x)`."""
     out = outputs(f, params, x)
     if jax.tree.structure(out) != jax.tree.structure(y):

@@ -17,6 +17,7 @@ from jax.extend.core import JaxprEqn, Literal
 
 from lazyjax.equations import INLINE, Jaxpr, evaluate, inner_jaxprs, known, rescan, settings
 from lazyjax.meshes import may_be_shared_out
+from lazyjax.types import PyTree
 
 
 def patches(x: jax.Array, *, convolution: Any, window: tuple[int, ...]) -> jax.Array:
@@ -202,7 +203,7 @@ def one_by_one(jaxpr: Jaxpr) -> Examples:
     `Examples`
     """
 
-    def at_once(function: Callable[[Any], Any], x: Any) -> Any:
+    def at_once(function: Callable[[Any], Any], x: PyTree) -> Any:
         return jax.vmap(function)(x)
 
     if not may_be_shared_out():  # convolutions are faster

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lazyjax import checks
-from lazyjax.types import Dataset, ModelFunction, Params
+from lazyjax.types import Dataset, ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
 Target = Callable[[jax.Array], jax.Array]
@@ -233,7 +232,7 @@ def excess_risk(
     middle, half = (edges[1:] + edges[:-1]) / 2, (high - low) / panels / 2
     x = jnp.asarray((middle[:, None] + half * nodes).reshape(-1, 1))
     share = jnp.asarray(np.tile(weights / 2 / panels, panels))
-    prediction: Any = widened(f(params, x))
+    prediction: PyTree = widened(f(params, x))
     if prediction.shape != x.shape:
         raise ValueError(
             f"`f` must give shape {x.shape} for x of that shape, got {prediction.shape}. "

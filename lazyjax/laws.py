@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lazyjax import checks
 
@@ -148,7 +149,7 @@ class Flow(NamedTuple):
 Law = Descent | Flow
 
 
-def descent(learning_rate: Any, momentum: Any, elements: int, dtype: Any) -> Descent:
+def descent(learning_rate: Any, momentum: Any, elements: int, dtype: DTypeLike) -> Descent:
     """Give the law of descent on the mean squared error over N K elements, without 1/2."""
     checks.positive("learning_rate", learning_rate)
     check_momentum(momentum)
@@ -156,7 +157,7 @@ def descent(learning_rate: Any, momentum: Any, elements: int, dtype: Any) -> Des
     return Descent(jnp.asarray(rate, dtype), jnp.asarray(momentum, dtype))
 
 
-def flow(elements: int, dtype: Any) -> Flow:
+def flow(elements: int, dtype: DTypeLike) -> Flow:
     """Give the law of the flow of that loss."""
     return Flow(jnp.asarray(2 / elements, dtype))
 

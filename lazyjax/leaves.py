@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lazyjax.types import Params, Weights
+from lazyjax.types import Params, PyTree, Weights, Wrt
 from lazyjax.widening import widened
 
 
-def require_real(name: str, tree: Any) -> list[bool]:
+def require_real(name: str, tree: PyTree) -> list[bool]:
     """Tell which leaves are real floats; refuse complex ones."""
     real = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -37,7 +37,7 @@ def path_of(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def differentiated(params: Params, wrt: Any) -> tuple[bool, ...]:
+def differentiated(params: Params, wrt: Wrt | None) -> tuple[bool, ...]:
     """Tell for each leaf of `params` whether it is differentiated.
 
     Parameters

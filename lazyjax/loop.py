@@ -19,7 +19,7 @@ from lazyjax import checks
 from lazyjax.convolutions import plain_convolutions
 from lazyjax.data import batch_indices
 from lazyjax.norms import norm, scale_of
-from lazyjax.types import Dataset, Loss, ModelFunction, Params
+from lazyjax.types import Dataset, Loss, ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
 NEVER = np.iinfo(np.int32).max  # `diverged_at` of a run that has not
@@ -81,7 +81,7 @@ def _step(
     loss: Loss,
     params: Params,
     batch: Dataset,
-    state: Any,
+    state: PyTree,
 ) -> tuple[jax.Array, Params, Any]:
     """Give the loss, the updates and the new state of the optimiser.
 

@@ -27,6 +27,8 @@ from jax.sharding import (
     use_abstract_mesh,
 )
 
+from lazyjax.types import PyTree
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -48,11 +50,11 @@ def may_be_shared_out() -> bool:
     return jax.device_count() > 1 and not _alone.get()
 
 
-def _arrays(tree: Any) -> list[jax.Array]:
+def _arrays(tree: PyTree) -> list[jax.Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
 
 
-def _varying(tree: Any) -> frozenset[str]:
+def _varying(tree: PyTree) -> frozenset[str]:
     """Give the axes of the mesh along which any leaf differs from device to device."""
     axes: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(tree):
@@ -63,7 +65,7 @@ def _varying(tree: Any) -> frozenset[str]:
     return axes
 
 
-def alike(tree: Any, reference: Any) -> Any:
+def alike(tree: PyTree, reference: Any) -> Any:
     """Make every array of a tree vary over the devices as `reference` does.
 
     Parameters
@@ -92,7 +94,7 @@ def alike(tree: Any, reference: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
-def zeros(shape: tuple[int, ...], like: Any) -> jax.Array:
+def zeros(shape: tuple[int, ...], like: PyTree) -> jax.Array:
     """Make zeros of the dtype of an array, or of its `ShapeDtypeStruct`, that vary as it does."""
     return alike(jnp.zeros(shape, like.dtype), like)
 
@@ -127,7 +129,7 @@ def _sharding(leaf: Any) -> NamedSharding | None:
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def _moved(tree: Any, here: Any, there: Any, rows: dict[int, Any]) -> Any:
+def _moved(tree: PyTree, here: Any, there: Any, rows: dict[int, Any]) -> Any:
     """Bring what lives on one mesh to another that differs by the kinds of its axes.
 
     A traced array on automatic axes does not say how it is sharded; if its first axis is as long as

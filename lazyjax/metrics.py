@@ -14,11 +14,11 @@ from lazyjax.kernels import matrix
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of
 from lazyjax.traces import as_it_is, one_example
-from lazyjax.types import ModelFunction, Params, leaf_names
+from lazyjax.types import ModelFunction, Params, PyTree, leaf_names
 from lazyjax.widening import widened
 
 
-def _floats(tree: Any) -> Any:
+def _floats(tree: PyTree) -> Any:
     """Give real floats of float32 at least: of integers, and of both parts of complex numbers."""
 
     def real(leaf: Any) -> jax.Array:
@@ -33,7 +33,7 @@ def _floats(tree: Any) -> Any:
 _START = "Measure from weights that are not all zero."
 
 
-def _difference(tree: Any, other: Any) -> Any:
+def _difference(tree: PyTree, other: Any) -> Any:
     return jax.tree.map(jnp.subtract, tree, other)
 
 
@@ -274,7 +274,7 @@ def tangent_gap(prediction: jax.Array, prediction_tangent: jax.Array) -> jax.Arr
 
 
 def pattern_change(
-    preactivations: Callable[[Params, Any], Any], params: Params, params0: Params, x: Any
+    preactivations: Callable[[Params, Any], Any], params: Params, params0: Params, x: PyTree
 ) -> jax.Array:
     """Compute the share of ReLU units whose sign differs between two sets of weights.
 
@@ -316,8 +316,8 @@ class Kappa(NamedTuple):
 def _kappa(
     f: ModelFunction,
     params0: Params,
-    x: Any,
-    y: Any,
+    x: PyTree,
+    y: PyTree,
     key: jax.Array,
     restarts: int,
     iterations: int,
@@ -354,7 +354,7 @@ def _kappa(
     def climb(key: jax.Array) -> jax.Array:
         """Alternate over z, u, v in max <z, D2h(u, v)>: each step raises it."""
 
-        def step(state: Any, _: Any) -> Any:
+        def step(state: PyTree, _: Any) -> Any:
             u, v = state
             z = unit(jvp(lambda w: directional(w, u), flat0, v)[1])
             v = unit(second(u)[1](z)[0])
@@ -402,8 +402,8 @@ def _kappa(
 def kappa(
     f: ModelFunction,
     params0: Params,
-    x: Any,
-    y: Any,
+    x: PyTree,
+    y: PyTree,
     *,
     key: jax.Array,
     restarts: int = 10,

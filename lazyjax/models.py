@@ -16,9 +16,10 @@ import numpy as np
 from flax import errors, nnx
 from flax.core import unfreeze
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
 
 from lazyjax import checks
-from lazyjax.types import Params
+from lazyjax.types import Params, PyTree
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -42,20 +43,20 @@ class Parametrization(NamedTuple):
     factor: Callable[[int], float]  # of the kernel in the forward pass, by fan_in
 
 
-def _uniform(key: jax.Array, shape: Any, dtype: Any, fan_in: int) -> jax.Array:
+def _uniform(key: jax.Array, shape: Any, dtype: DTypeLike, fan_in: int) -> jax.Array:
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _normal(key: jax.Array, shape: Any, dtype: Any, fan_in: int) -> jax.Array:
+def _normal(key: jax.Array, shape: Any, dtype: DTypeLike, fan_in: int) -> jax.Array:
     return jax.random.normal(key, shape, dtype) / jnp.asarray(math.sqrt(fan_in), dtype)
 
 
-def _standard_normal(key: jax.Array, shape: Any, dtype: Any, fan_in: int) -> jax.Array:
+def _standard_normal(key: jax.Array, shape: Any, dtype: DTypeLike, fan_in: int) -> jax.Array:
     return jax.random.normal(key, shape, dtype)
 
 
-def _zeros(key: jax.Array, shape: Any, dtype: Any, fan_in: int) -> jax.Array:
+def _zeros(key: jax.Array, shape: Any, dtype: DTypeLike, fan_in: int) -> jax.Array:
     return jnp.zeros(shape, dtype)
 
 
@@ -272,7 +273,7 @@ class _Apply:
     def __init__(self, apply: Callable[..., Any], *static: Any):
         self.apply, self.static = apply, static
 
-    def __call__(self, constants: Any, params: Params, x: Any) -> Any:
+    def __call__(self, constants: Any, params: Params, x: PyTree) -> Any:
         try:
             return self.apply(*self.static, constants, params, x)
         except errors.ModifyScopeVariableError as error:
@@ -335,7 +336,7 @@ def _check_one_input(module: Any, method: Any, call: Mapping[str, Any]) -> None:
 
 
 def _apply_linen(
-    module: nn.Module, method: Any, call: Any, constants: Any, params: Params, x: Any
+    module: nn.Module, method: Any, call: Any, constants: Any, params: Params, x: PyTree
 ) -> Any:
     return module.apply({**constants, "params": params}, x, method=method, **dict(call))
 
@@ -343,7 +344,7 @@ def _apply_linen(
 def from_linen(
     module: nn.Module,
     key: jax.Array | None,
-    x: Any,
+    x: PyTree,
     *,
     variables: Mapping[str, Any] | None = None,
     method: Any = None,
@@ -427,7 +428,7 @@ def _check_evaluation(module: nnx.Module) -> None:
             )
 
 
-def _snapshot(state: Any) -> Any:
+def _snapshot(state: PyTree) -> Any:
     """Give the arrays of an NNX state in dictionaries, which no change of a module reaches."""
     # what a Variable holds, not what it gives: `get_value` of a subclass may compute
     pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure  # its name in Flax 0.12.0
@@ -451,7 +452,7 @@ def _clone(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply_nnx(
-    graph: Any, structures: Any, method: Any, call: Any, constants: Any, params: Params, x: Any
+    graph: Any, structures: Any, method: Any, call: Any, constants: Any, params: Params, x: PyTree
 ) -> Any:
     # new Variables and a new module at every call: what the call changes is lost with them
     states = [

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lazyjax.types import PyTree
 from lazyjax.widening import widened
 
 
@@ -45,14 +46,14 @@ def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:
 
 
 @partial(jax.jit, inline=True)
-def _common_scale(tree: Any) -> jax.Array:
+def _common_scale(tree: PyTree) -> jax.Array:
     """Give the power of two below the largest magnitude of all entries of a tree."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
     largest = [jnp.max(jnp.abs(leaf)) for leaf in leaves] or [jnp.zeros((), jnp.float32)]
     return _power_of_two(jnp.max(jnp.stack(largest)))
 
 
-def scaled(function: Callable[[Any], Any], x: Any) -> Any:
+def scaled(function: Callable[[Any], Any], x: PyTree) -> Any:
     """Apply a linear function to x over a power of two, which its result is multiplied by.
 
     Inside it may go through half precision, whose range is small.
@@ -74,7 +75,7 @@ def scaled(function: Callable[[Any], Any], x: Any) -> Any:
 
 
 @partial(jax.jit, inline=True)
-def norm(tree: Any) -> jax.Array:
+def norm(tree: PyTree) -> jax.Array:
     """Compute the root of the sum of squares of all entries of a tree.
 
     Parameters

@@ -32,7 +32,7 @@ from lazyjax.operators import (
     solve,
 )
 from lazyjax.traces import as_it_is, one_example
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
 _FLOW = "no `learning_rate`"
@@ -314,11 +314,11 @@ def kernel_regression(
 
 
 @partial(jax.jit, static_argnames="size")
-def _moved(f: Partial, params0: Params, x: Any, c: jax.Array, *, size: int) -> Params:
+def _moved(f: Partial, params0: Params, x: PyTree, c: jax.Array, *, size: int) -> Params:
     """Compute params0 + J^T c, so many examples at once."""
     w, structure = jax.tree.flatten(params0)
 
-    def function(w: list[jax.Array], x: Any) -> jax.Array:
+    def function(w: list[jax.Array], x: PyTree) -> jax.Array:
         (y,) = jax.tree.leaves(widened(f(structure.unflatten(w), x)))
         return y.reshape(y.shape[0], -1)
 
@@ -330,7 +330,7 @@ def _moved(f: Partial, params0: Params, x: Any, c: jax.Array, *, size: int) -> P
 
 @in_any_program()
 def tangent_parameters(
-    f: ModelFunction, params0: Params, x: Any, coefficients: ArrayLike, *, batch_size: int = 256
+    f: ModelFunction, params0: Params, x: PyTree, coefficients: ArrayLike, *, batch_size: int = 256
 ) -> Params:
     """Give the parameters of a trained tangent model, params0 + J(x)^T a.
 

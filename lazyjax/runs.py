@@ -28,7 +28,7 @@ from lazyjax.spectrum import largest_eigenvalue
 from lazyjax.stages import Kept, Settings, empty, stages_of, to_the_end, with_chunk
 from lazyjax.tangent import output_scale
 from lazyjax.traces import as_it_is
-from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, leaf_names
+from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, PyTree, leaf_names
 
 _ROUNDING = 50  # eps sqrt(steps) this many times: where rounding costs a movement one percent
 
@@ -115,7 +115,7 @@ def _history(
     )
 
 
-def _of_a_member(tree: Any, axis: int | None, member: int = 0) -> Any:
+def _of_a_member(tree: PyTree, axis: int | None, member: int = 0) -> Any:
     """Give what belongs to one member, where members have an axis."""
     return tree if axis is None else jax.tree.map(lambda a: a[member], tree)
 

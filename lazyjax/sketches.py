@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lazyjax import checks, factors
 from lazyjax.blocks import in_close_blocks
 from lazyjax.factors import Factors, Shape, bias_jacobian, jacobian_of
 from lazyjax.kernels import Request, check, jobs, kernels, only_output
 from lazyjax.meshes import in_any_program
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 
 
 class Sketch(NamedTuple):
@@ -49,7 +50,7 @@ class _Hash(NamedTuple):
     signs: jax.Array  # (turns D,), in that order; 0 for none
 
 
-def _hash(key: jax.Array, size: int, dimension: int, dtype: Any) -> _Hash:
+def _hash(key: jax.Array, size: int, dimension: int, dtype: DTypeLike) -> _Hash:
     slots = -(-size // dimension) * dimension
     order_key, sign_key = jax.random.split(key)
     order = jax.random.permutation(order_key, slots)
@@ -80,7 +81,7 @@ class _Way(NamedTuple):
     apply: Callable[[Any, Factors, Shape, int], jax.Array]  # hashes, factors (n, ..) -> (n, k, D)
 
 
-def _gradient_hash(key: jax.Array, shape: Shape, dimension: int, dtype: Any) -> _Hash:
+def _gradient_hash(key: jax.Array, shape: Shape, dimension: int, dtype: DTypeLike) -> _Hash:
     return _hash(key, shape.b * shape.p * shape.q, dimension, dtype)
 
 
@@ -89,7 +90,7 @@ def _through_gradient(own: _Hash, f: Factors, shape: Shape, dimension: int) -> j
     return _sketched(own, jax.vmap(lambda one: jacobian_of(one, shape))(f), dimension)
 
 
-def _factor_hashes(key: jax.Array, shape: Shape, dimension: int, dtype: Any) -> Any:
+def _factor_hashes(key: jax.Array, shape: Shape, dimension: int, dtype: DTypeLike) -> Any:
     left, right = jax.random.split(key)
     if shape.tokens:
         first = _hash(left, shape.tokens, dimension, dtype)
@@ -149,7 +150,7 @@ def _features(key: jax.Array, request: Request, *, dimension: int) -> jax.Array:
     }
     rest = {i: _hash(next(keys), j.shape[-1], dimension, dtype) for i, j in plain.items()}
 
-    def of_block(x: Any) -> jax.Array:
+    def of_block(x: PyTree) -> jax.Array:
         features = made(x)
         shares = []
         for i, shape in shapes.items():
@@ -170,10 +171,10 @@ def sketch(
     key: jax.Array,
     f: ModelFunction,
     params: Params,
-    x: Any,
+    x: PyTree,
     *,
     dimension: int,
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     outputs: Sequence[int] | None = None,
     pairs: int = 256,
     precision: str = "highest",

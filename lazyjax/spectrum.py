@@ -14,7 +14,7 @@ from lazyjax.laws import check_momentum
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm, scale_of
 from lazyjax.traces import as_it_is, one_example
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
 
@@ -188,7 +188,7 @@ def critical_learning_rate(
 
 @partial(jax.jit, static_argnames=("iterations",))
 def _power_iteration(
-    f: ModelFunction, params: Params, x: Any, key: jax.Array, tolerance: float, iterations: int
+    f: ModelFunction, params: Params, x: PyTree, key: jax.Array, tolerance: float, iterations: int
 ) -> jax.Array:
     value, product = linearization(lambda w: f(w, x), params)
     transpose = jax.linear_transpose(product, params)
@@ -207,11 +207,11 @@ def _power_iteration(
         v, other = unit(product(like(u, params)))
         return v, length * other
 
-    def going_on(state: Any) -> jax.Array:
+    def going_on(state: PyTree) -> jax.Array:
         _, largest, before, i = state
         return (i < iterations) & (jnp.abs(largest - before) > tolerance * largest)
 
-    def step(state: Any) -> Any:
+    def step(state: PyTree) -> Any:
         v, largest, _, i = state
         v, now = kernel_product(v)
         return v, now.astype(zero.dtype), largest, i + 1
@@ -226,7 +226,7 @@ def _power_iteration(
 def largest_eigenvalue(
     f: ModelFunction,
     params: Params,
-    x: Any,
+    x: PyTree,
     *,
     key: jax.Array | None = None,
     iterations: int = 1000,

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.derivatives import jvp, linearization
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
 
@@ -26,7 +26,7 @@ def _displacement(params: Params, params0: Params) -> Params:
     return optax.tree.sub(params, params0)
 
 
-def _tangent(f: ModelFunction, params0: Params, params: Params, x: Any) -> Any:
+def _tangent(f: ModelFunction, params0: Params, params: Params, x: PyTree) -> Any:
     value, derivative = jvp(lambda w: f(w, x), params0, _displacement(params, params0))
     return optax.tree.add(value, derivative)
 
@@ -35,7 +35,7 @@ def _tangent_on_batch(value: Any, product: Any, params0: Params, params: Params)
     return optax.tree.add(value, product(_displacement(params, params0)))
 
 
-def linearize(f: ModelFunction, params0: Params, x: Any = None) -> Partial:
+def linearize(f: ModelFunction, params0: Params, x: PyTree = None) -> Partial:
     """Build the tangent model, the first-order Taylor expansion of `f` in the parameters.
 
     f_lin(params, x) = f(params0, x) + J(x) (params - params0)
@@ -95,7 +95,7 @@ class _Order(int):
 jax.tree_util.register_static(_Order)
 
 
-def _taylor(order: int, f: ModelFunction, params0: Params, params: Params, x: Any) -> Any:
+def _taylor(order: int, f: ModelFunction, params0: Params, params: Params, x: PyTree) -> Any:
     delta = _displacement(params, params0)
     dtype = jnp.result_type(*jax.tree.leaves(params0))
 
@@ -164,7 +164,7 @@ def taylor(f: ModelFunction, params0: Params, order: int) -> Partial:
     return Partial(_taylor, _Order(order), f, params0)
 
 
-def _centered(f: ModelFunction, params0: Params, params: Params, x: Any) -> Any:
+def _centered(f: ModelFunction, params0: Params, params: Params, x: PyTree) -> Any:
     return optax.tree.sub(f(params, x), f(params0, x))
 
 
@@ -203,7 +203,7 @@ def center(f: ModelFunction, params0: Params) -> Partial:
     return Partial(_centered, f, params0)
 
 
-def _scaled(f: ModelFunction, alpha: ArrayLike, params: Params, x: Any) -> Any:
+def _scaled(f: ModelFunction, alpha: ArrayLike, params: Params, x: PyTree) -> Any:
     return jax.tree.map(lambda y: jnp.asarray(alpha, y.dtype) * y, widened(f(params, x)))
 
 

@@ -20,6 +20,7 @@ from jax.extend.core import Literal
 from jax.tree_util import Partial
 
 from lazyjax.equations import Jaxpr, has_custom_rule, inner_jaxprs, source_of_rule
+from lazyjax.types import PyTree
 
 _KEPT = 256  # functions, the latest, whose traces are remembered
 _OF_JAX = str(Path(jax.__file__).parent)
@@ -143,7 +144,7 @@ def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         raise _Unknown from error
 
 
-def one_example(x: Any) -> Any:
+def one_example(x: PyTree) -> Any:
     """Give the shapes and dtypes of a batch of one."""
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:

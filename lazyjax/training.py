@@ -17,13 +17,13 @@ from lazyjax.equations import Jaxpr, inner_jaxprs
 from lazyjax.meshes import in_any_program
 from lazyjax.runs import Problem, progress, run
 from lazyjax.stages import Settings, log_grid
-from lazyjax.types import Dataset, History, Loss, ModelFunction, Params
+from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
 __all__ = ["log_grid", "progress", "scale_loss", "train", "train_ensemble"]
 
 
-def _over_alpha_squared(loss: Loss, alpha: ArrayLike, prediction: Any, y: Any) -> jax.Array:
+def _over_alpha_squared(loss: Loss, alpha: ArrayLike, prediction: PyTree, y: PyTree) -> jax.Array:
     value = widened(loss(prediction, y))
     alpha = jnp.asarray(alpha, value.dtype)
     return value / alpha / alpha  # alpha^2 may be out of range where the quotient is not
@@ -63,7 +63,7 @@ def _innermost(loss: Loss) -> Loss:
     return loss
 
 
-def _with_examples(m: int, n: int, tree: Any) -> Any:
+def _with_examples(m: int, n: int, tree: PyTree) -> Any:
     """Give the shapes of a tree with m examples in place of n."""
 
     def shape(a: Any) -> jax.ShapeDtypeStruct:
@@ -82,7 +82,7 @@ def _holds_pairs(jaxpr: Jaxpr, m: int) -> bool:
     return False
 
 
-def _broadcasts(loss: Loss, prediction: Any, y: Any) -> bool:
+def _broadcasts(loss: Loss, prediction: PyTree, y: PyTree) -> bool:
     """Tell whether a loss broadcasts arrays of different rank against each other."""
     try:
         with jax.numpy_rank_promotion("raise"):

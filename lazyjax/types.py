@@ -7,16 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-Params = Any
+PyTree = Any
+"""Arrays in tuples, lists, dicts and whatever else JAX knows as a pytree; or one array."""
+
+Params = PyTree
 """A pytree of arrays."""
+
+Wrt = Callable[[str], bool] | PyTree
+"""Which leaves are differentiated: a function of the path, or a mask (or the upper part of one)."""
 
 Weights = list[jax.Array]
 """The leaves of the parameters that are differentiated."""
 
-ModelFunction = Callable[[Params, Any], Any]
+ModelFunction = Callable[[Params, PyTree], PyTree]
 """`f(params, x) -> y`: pure, batch on axis 0, `x (N, ...)`, `y (N, *out)`."""
 
-Loss = Callable[[Any, Any], jax.Array]
+Loss = Callable[[PyTree, PyTree], jax.Array]
 """`loss(prediction, y)`, as Optax has them; its mean over all elements is what is trained."""
 
 
@@ -31,8 +37,8 @@ def leaf_names(params: Params) -> tuple[str, ...]:
 class Dataset(NamedTuple):
     """Inputs `x (N, ...)` and targets `y (N, *out)`: arrays, or pytrees of them."""
 
-    x: Any
-    y: Any
+    x: PyTree
+    y: PyTree
 
 
 @dataclass(frozen=True, kw_only=True)

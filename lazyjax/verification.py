@@ -22,7 +22,7 @@ from lazyjax.kernels import Request, check, explanation, jobs, kernels
 from lazyjax.leaves import split
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import scaled
-from lazyjax.types import ModelFunction, Params, leaf_names
+from lazyjax.types import ModelFunction, Params, PyTree, Wrt, leaf_names
 from lazyjax.widening import widened
 
 
@@ -99,12 +99,12 @@ def _by_products(request: Request, u: jax.Array, v: jax.Array, *, leaf: int) -> 
     w, rebuild = split(request.params, request.options.wrt)
     x1, x2 = request.x1, request.x1 if request.x2 is None else request.x2
 
-    def of_batch(x: Any, w: list[jax.Array]) -> jax.Array:
+    def of_batch(x: PyTree, w: list[jax.Array]) -> jax.Array:
         y = widened(jax.tree.leaves(request.f(rebuild(w), x))[leaf])
         y = y.reshape(y.shape[0], -1)
         return y if request.outputs is None else y[:, request.outputs]
 
-    def pull(x: Any, probe: jax.Array) -> list[jax.Array]:
+    def pull(x: PyTree, probe: jax.Array) -> list[jax.Array]:
         y, pullback = jax.vjp(partial(of_batch, x), w)
         every = _directions(
             request.options.reduce, probe[:, : y.shape[1]].astype(y.dtype), y.shape[1]
@@ -202,12 +202,12 @@ def _moved(params: Params, units: Any) -> Params:
 def verify(
     f: ModelFunction,
     params: Params,
-    x1: Any,
-    x2: Any | None = None,
+    x1: PyTree,
+    x2: PyTree | None = None,
     *,
     reduce: str = "none",
     method: str = "auto",
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     outputs: Sequence[int] | None = None,
     batch_size: int | tuple[int, int] | None = None,
     precision: str = "highest",

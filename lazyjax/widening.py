@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lazyjax.types import PyTree
 
-def widened(tree: Any) -> Any:
+
+def widened(tree: PyTree) -> Any:
     """Give floats of less than float32 as float32, and all other leaves as they are."""
 
     def wide(leaf: Any) -> Any:

@@ -14,7 +14,7 @@ from lazyjax.derivatives import jvp
 from lazyjax.equations import Jaxpr
 from lazyjax.leaves import require_real, split
 from lazyjax.meshes import directions
-from lazyjax.types import Params, Weights
+from lazyjax.types import Params, PyTree, Weights
 from lazyjax.widening import widened
 
 _COLUMNS_AT_ONCE = 64
@@ -29,17 +29,17 @@ class Model(NamedTuple):
     jaxpr: Jaxpr  # of the function; its inputs are the leaves of w and x
 
 
-def _by_rows(model: Model, x: Any) -> Weights:
+def _by_rows(model: Model, x: PyTree) -> Weights:
     examples = one_by_one(model.jaxpr.jaxpr)
 
-    def rows(x: Any) -> Weights:
+    def rows(x: PyTree) -> Weights:
         y, pullback = jax.vjp(examples.model(lambda w: model.function(w, x)), model.w)
         return jax.vmap(lambda cotangent: pullback(cotangent)[0])(directions(y))
 
     return [j.reshape(*j.shape[:2], -1) for j in examples.each(rows, x)]
 
 
-def _by_columns(model: Model, x: Any) -> Weights:
+def _by_columns(model: Model, x: PyTree) -> Weights:
     def outputs(w: Weights) -> jax.Array:
         return jax.vmap(model.function, (None, 0))(w, x)  # (B, C)
 
@@ -57,7 +57,7 @@ def _by_columns(model: Model, x: Any) -> Weights:
     return [columns(leaf) for leaf in range(len(model.w))]
 
 
-def jacobian(model: Model, x: Any) -> Weights:
+def jacobian(model: Model, x: PyTree) -> Weights:
     """Compute the Jacobian of each example, (B, C, size) a leaf.
 
     By rows in reverse mode, or by columns in forward mode where that is the only one (a `while`).
@@ -65,7 +65,7 @@ def jacobian(model: Model, x: Any) -> Weights:
     return (_by_rows if model.reverse else _by_columns)(model, x)
 
 
-def trace(function: Callable[..., Any], w: Any, x: Any) -> Jaxpr:
+def trace(function: Callable[..., Any], w: Any, x: PyTree) -> Jaxpr:
     """Give the jaxpr of `(w, x) -> y (C,)` on one example, its inputs the leaves of w and x."""
     tree = jax.tree.structure(x)
 
@@ -75,7 +75,7 @@ def trace(function: Callable[..., Any], w: Any, x: Any) -> Jaxpr:
     return jax.make_jaxpr(flat)(*w, *jax.tree.leaves(x))
 
 
-def _on_one(f: Partial, params: Params, x: Any) -> Any:
+def _on_one(f: Partial, params: Params, x: PyTree) -> Any:
     """Evaluate the model on one example, as a batch of one; give outputs in float32 at least."""
     y = f(params, jax.tree.map(lambda a: a[None], x))
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(y)]
@@ -88,11 +88,11 @@ def _on_one(f: Partial, params: Params, x: Any) -> Any:
 
 
 @jax.jit
-def _outputs_of_one(f: Partial, params: Params, x: Any) -> Any:
+def _outputs_of_one(f: Partial, params: Params, x: PyTree) -> Any:
     return _on_one(f, params, jax.tree.map(lambda a: a[0], x))
 
 
-def output_shapes(f: Partial, params: Params, x: Any) -> Any:
+def output_shapes(f: Partial, params: Params, x: PyTree) -> Any:
     """Give the shapes and dtypes of the outputs of one example; traced once, then cached."""
     try:
         out = _outputs_of_one.eval_shape(f, params, x)
@@ -115,7 +115,7 @@ def output_shapes(f: Partial, params: Params, x: Any) -> Any:
 def model_of(
     f: Partial,
     params: Params,
-    x: Any,
+    x: PyTree,
     wrt: tuple[bool, ...],
     *,
     leaf: int,
@@ -125,16 +125,16 @@ def model_of(
     """Give output leaf `leaf` on one example, flat, with the outputs that are asked for."""
     w, rebuild = split(params, wrt)
 
-    def function(w: Weights, x: Any) -> jax.Array:
+    def function(w: Weights, x: PyTree) -> jax.Array:
         y = jax.tree.leaves(_on_one(f, rebuild(w), x))[leaf].reshape(-1)
         y = y if outputs is None else y[outputs]
         return jnp.sum(y, keepdims=True) if summed else y
 
-    def backward(w: Weights, x: Any) -> Any:
+    def backward(w: Weights, x: PyTree) -> Any:
         y, pullback = jax.vjp(lambda w: function(w, x), w)
         return pullback(jnp.ones_like(y))
 
-    def forward(w: Weights, x: Any) -> Any:  # jax.jvp would not raise at a custom_vjp
+    def forward(w: Weights, x: PyTree) -> Any:  # jax.jvp would not raise at a custom_vjp
         return jvp(lambda w: function(w, x), w, w)
 
     one = jax.tree.map(lambda a: jnp.asarray(a)[0], x)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lazyjax.factors.rules import Use
 from lazyjax.factors.views import arrange, count
@@ -57,7 +58,7 @@ def _factors_of_use(
     use: Use,
     value: jax.Array,
     cotangents: jax.Array,
-    dtype: Any,
+    dtype: DTypeLike,
     tokens: int,
     bias: float,
     balanced: bool,
@@ -90,7 +91,7 @@ def factors(
     uses: dict[Place, Any],
     kept: dict[Place, Any],
     d: dict[Place, Any],
-    dtype: Any,
+    dtype: DTypeLike,
     *,
     balanced: bool,
 ) -> Factors:

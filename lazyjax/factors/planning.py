@@ -24,6 +24,7 @@ from lazyjax.factors.pair import (
 )
 from lazyjax.factors.walk import Part, Structure, find, run, split_bias, zeros
 from lazyjax.meshes import alike, directions
+from lazyjax.types import PyTree
 
 _SMALL = 4096  # numbers of a leaf, up to which Jacobians are joined to one
 
@@ -118,7 +119,7 @@ def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax
     return dict(enumerate([*first, *reversed(large)]))
 
 
-def features(plan: Plan, w: Any, x: Any) -> Features:
+def features(plan: Plan, w: Any, x: PyTree) -> Features:
     """Compute what is kept of a batch.
 
     Parameters
@@ -135,7 +136,7 @@ def features(plan: Plan, w: Any, x: Any) -> Features:
     dtype = jaxpr.out_avals[0].dtype
     examples = one_by_one(jaxpr.jaxpr)
 
-    def of_one(x: Any) -> Features:
+    def of_one(x: PyTree) -> Features:
         def model(added: Any, plain: Any) -> Any:
             leaves = list(w)
             for leaf, value in zip(plan.plain, plain, strict=True):

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from lazyjax import checks
 from lazyjax.equations import Jaxpr, epsilon, equations
 from lazyjax.independence.suspects import Suspect, suspects
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree
 
 _ALONE = "pass the whole batch as one example: ntk(lambda p, x: f(p, x[0])[None], params, x[None])."
 FAULTS = {
@@ -137,7 +137,7 @@ def _runner(model: Jaxpr, constants: list[Any]) -> Callable[..., list[np.ndarray
     return outputs
 
 
-def _trial(two: Jaxpr, three: Jaxpr, f: Any, params: Any, x: Any) -> str | None:
+def _trial(two: Jaxpr, three: Jaxpr, f: Any, params: Any, x: PyTree) -> str | None:
     """Give the fault of a model on examples a and b, or None.
 
     In batches of equal size rounding is equal too, and the tolerance is for iterations that stop
@@ -174,7 +174,7 @@ def _trial(two: Jaxpr, three: Jaxpr, f: Any, params: Any, x: Any) -> str | None:
     return "size" if any(_far(ab[i], aba[i], _NEAR, floors) for i in (a, b)) else None
 
 
-def _trace(f: Partial, params: Params, x: Any, n: int) -> Jaxpr:
+def _trace(f: Partial, params: Params, x: PyTree, n: int) -> Jaxpr:
     def batch(leaf: Any) -> jax.ShapeDtypeStruct:
         one = jax.typeof(leaf)
         return jax.ShapeDtypeStruct((n, *one.shape[1:]), one.dtype)
@@ -205,7 +205,7 @@ def _message(fault: str, suspected: list[Suspect]) -> str:
     return FAULTS[fault].format(f": {named[0].what}" if named else "")
 
 
-def check_examples(f: ModelFunction, params: Params, x: Any) -> None:
+def check_examples(f: ModelFunction, params: Params, x: PyTree) -> None:
     """Require that a model treats each example of a batch alone.
 
     Parameters

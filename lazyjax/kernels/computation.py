@@ -12,6 +12,7 @@ from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
 from lazyjax.kernels.request import Request
 from lazyjax.kernels.task import COPIES, WHOLE, Task
 from lazyjax.kernels.tiles import assemble, choose_blocks, passes
+from lazyjax.types import PyTree
 
 
 class Job(NamedTuple):
@@ -53,7 +54,7 @@ def jobs(request: Request) -> list[Job]:
     return [job(*output) for output in enumerate(request.shapes)]
 
 
-def name_of(job: Job, x1: Any, method: str) -> str:
+def name_of(job: Job, x1: PyTree, method: str) -> str:
     """Give the row of `METHODS` that a method stands for."""
     name = cheapest(job.model, x1, job.task) if method == "auto" else method
     if METHODS[name].needs_reverse and not job.model.reverse:
@@ -64,7 +65,7 @@ def name_of(job: Job, x1: Any, method: str) -> str:
     return name
 
 
-def engine_of(job: Job, x1: Any, method: str) -> Engine:
+def engine_of(job: Job, x1: PyTree, method: str) -> Engine:
     """Set a method to work."""
     return METHODS[name_of(job, x1, method)].engine(job.model, x1, job.task)
 
@@ -73,7 +74,7 @@ def finished(engine: Engine, k: int) -> Engine:
     """Let the contractions give their results with the examples first, and means over outputs."""
 
     def finish(contract: Callable[[Any, Any], Kernels]) -> Callable[[Any, Any], Kernels]:
-        def with_examples_first(f1: Any, f2: Any) -> Kernels:
+        def with_examples_first(f1: PyTree, f2: PyTree) -> Kernels:
             return {
                 i: tile / k if tile.ndim == 2 else jnp.moveaxis(tile, 2, 1)
                 for i, tile in contract(f1, f2).items()

@@ -10,19 +10,19 @@ from lazyjax.kernels.budgets import within_budget
 from lazyjax.kernels.computation import kernels
 from lazyjax.kernels.request import check
 from lazyjax.meshes import in_any_program
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 
 
 @in_any_program()
 def ntk(
     f: ModelFunction,
     params: Params,
-    x1: Any,
-    x2: Any | None = None,
+    x1: PyTree,
+    x2: PyTree | None = None,
     *,
     reduce: str = "none",
     method: str = "auto",
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     per_leaf: bool = False,
     outputs: Sequence[int] | None = None,
     batch_size: int | tuple[int, int] | None = None,

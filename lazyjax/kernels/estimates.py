@@ -19,7 +19,7 @@ from lazyjax.kernels.orders import ORDERS, cheapest_order, treatment
 from lazyjax.kernels.request import Request, check
 from lazyjax.kernels.task import Task
 from lazyjax.meshes import in_any_program
-from lazyjax.types import ModelFunction, Params, leaf_names
+from lazyjax.types import ModelFunction, Params, PyTree, Wrt, leaf_names
 
 
 class Estimate(NamedTuple):
@@ -41,11 +41,11 @@ class Estimate(NamedTuple):
 def estimate(
     f: ModelFunction,
     params: Params,
-    x1: Any,
-    x2: Any | None = None,
+    x1: PyTree,
+    x2: PyTree | None = None,
     *,
     reduce: str = "none",
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     per_leaf: bool = False,
     outputs: Sequence[int] | None = None,
     batch_size: int | tuple[int, int] | None = None,
@@ -223,11 +223,11 @@ def _add(rows: dict[str, Leaf], row: Leaf) -> None:
 def explain(
     f: ModelFunction,
     params: Params,
-    x: Any,
+    x: PyTree,
     *,
     reduce: str = "none",
     method: str = "auto",
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     outputs: Sequence[int] | None = None,
 ) -> None:
     """Print how each leaf of the parameters enters a model, and what `ntk` makes of it.

@@ -30,7 +30,7 @@ from lazyjax.kernels.orders import (
 from lazyjax.kernels.task import WHOLE, Task
 from lazyjax.meshes import directions
 from lazyjax.norms import scaled
-from lazyjax.types import Weights
+from lazyjax.types import PyTree, Weights
 
 Kernels = dict[int, jax.Array]  # {leaf: kernel}, or {WHOLE: kernel}
 
@@ -62,16 +62,16 @@ class Method(NamedTuple):
 # --- Jacobian contraction ----------------------------------------------------------------------
 
 
-def _contraction(model: Model, x: Any, task: Task) -> Engine:
+def _contraction(model: Model, x: PyTree, task: Task) -> Engine:
     dtype, rate = model.jaxpr.out_avals[0].dtype, rates()
     forward, made = operations(model.jaxpr.jaxpr), results(model.jaxpr.jaxpr)
     parameters = sum(w.size for w in model.w)
 
-    def features(x: Any) -> dict[str, Any]:
+    def features(x: PyTree) -> dict[str, Any]:
         leaves = {i: [j.astype(dtype)] for i, j in enumerate(jacobian(model, x))}
         return {"jacobian": factors.join(leaves, apart=task.apart)}
 
-    def contract(f1: Any, f2: Any) -> Kernels:
+    def contract(f1: PyTree, f2: PyTree) -> Kernels:
         shares = (
             (
                 leaf if task.apart else WHOLE,
@@ -103,7 +103,7 @@ def _contraction(model: Model, x: Any, task: Task) -> Engine:
 _FROM_PRODUCTS = {"none": "lnk->nkl", "diagonal": "lnl->nl", "trace": "lnl->n", "sum": "lnl->n"}
 
 
-def _products(model: Model, x: Any, task: Task) -> Engine:
+def _products(model: Model, x: PyTree, task: Task) -> Engine:
     forward, made = operations(model.jaxpr.jaxpr), results(model.jaxpr.jaxpr)
     leaves: list[list[int]] = (
         [[i] for i in range(len(model.w))] if task.apart else [list(range(len(model.w)))]
@@ -111,9 +111,9 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
 
     examples = one_by_one(model.jaxpr.jaxpr)
 
-    def of_leaves(chosen: list[int], x1: Any, x2: Any) -> jax.Array:
+    def of_leaves(chosen: list[int], x1: PyTree, x2: PyTree) -> jax.Array:
         @examples.model
-        def function(moving: Weights, x: Any) -> jax.Array:
+        def function(moving: Weights, x: PyTree) -> jax.Array:
             w = list(model.w)
             for i, value in zip(chosen, moving, strict=True):
                 w[i] = value
@@ -124,7 +124,7 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
             lambda w: jax.vmap(function, (None, 0))(w, x1), start
         )  # v -> J1 v (B1, C), its residuals stored once
 
-        def against(x: Any) -> jax.Array:  # one example of x2
+        def against(x: PyTree) -> jax.Array:  # one example of x2
             y, pullback = jax.vjp(lambda w: function(w, x), start)
             # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
             rows = jax.lax.optimization_barrier(jax.vmap(lambda u: pullback(u)[0])(directions(y)))
@@ -138,7 +138,7 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
             else (kernel.transpose(0, 2, 1) if task.reduce == "diagonal" else kernel)
         )
 
-    def contract(x1: Any, x2: Any) -> Kernels:
+    def contract(x1: PyTree, x2: PyTree) -> Kernels:
         other = x1 if x2 is None else x2
         by_leaf = {c[0] if task.apart else WHOLE: of_leaves(c, x1, other) for c in leaves}
         if x2 is None:
@@ -164,7 +164,7 @@ def _products(model: Model, x: Any, task: Task) -> Engine:
 # --- structured derivatives --------------------------------------------------------------------
 
 
-def _structured(model: Model, x: Any, task: Task, order: str | None = None) -> Engine:
+def _structured(model: Model, x: PyTree, task: Task, order: str | None = None) -> Engine:
     """Choose an order for each part, or take the given one where it admits the part."""
     itemsize = model.jaxpr.out_avals[0].dtype.itemsize
     settled = iter(task.orders)
@@ -212,7 +212,7 @@ time: N^2 C (forward) operations, and memory for C P numbers and C evaluations o
 """
 
 
-def cheapest(model: Model, x: Any, task: Task) -> str:
+def cheapest(model: Model, x: PyTree, task: Task) -> str:
     """Name the method that takes the least time among those that the model admits."""
     allowed = [name for name, m in METHODS.items() if model.reverse or not m.needs_reverse]
     return min(allowed, key=lambda name: METHODS[name].engine(model, x, task).seconds)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lazyjax.costs import rates
 from lazyjax.factors import Factors, Shape, Treatment
@@ -204,7 +205,7 @@ def _gram_of(subscripts: str, one: jax.Array, other: jax.Array) -> jax.Array:
     return (rows(left, one) @ rows(right, other).T).reshape([sizes[c] for c in result])
 
 
-def _equal(one: jax.Array, other: jax.Array, dtype: Any) -> jax.Array:
+def _equal(one: jax.Array, other: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Give the Gram of one-hot vectors, (b, n, s, m, t)."""
     same = (one[:, :, None, None] == other[None, None]) & (one >= 0)[:, :, None, None]
     return same.astype(dtype)[None]

@@ -18,7 +18,7 @@ from lazyjax.kernels.methods import METHODS
 from lazyjax.kernels.task import REDUCTIONS
 from lazyjax.leaves import differentiated
 from lazyjax.traces import as_it_is, one_example
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 
 
 def chosen_outputs(
@@ -74,7 +74,7 @@ def check_batch_size(
     return int(b1), int(b2)
 
 
-def same_examples(x1: Any, x2: Any) -> None:
+def same_examples(x1: PyTree, x2: PyTree) -> None:
     """Require two batches of examples of the same shapes."""
     shapes = [
         (jax.tree.structure(x), [np.shape(leaf)[1:] for leaf in jax.tree.leaves(x)])
@@ -126,11 +126,11 @@ class Request:
 
     f: Partial
     params: Params
-    x1: Any
-    x2: Any | None
+    x1: PyTree
+    x2: PyTree | None
     outputs: jax.Array | np.ndarray | None  # indices; None: all
     options: Options = field(metadata={"static": True})
-    tree: Any = field(metadata={"static": True})  # of what f gives
+    tree: PyTree = field(metadata={"static": True})  # of what f gives
     shapes: tuple[jax.ShapeDtypeStruct, ...] = field(metadata={"static": True})  # for one example
 
     @property
@@ -143,7 +143,7 @@ class Request:
         """Examples of x2, or of x1 again."""
         return self.n1 if self.x2 is None else checks.batch("x2", self.x2)
 
-    def of(self, x1: Any, x2: Any | None = None) -> "Request":
+    def of(self, x1: PyTree, x2: PyTree | None = None) -> "Request":
         """Ask the same of other examples."""
         return replace(self, x1=x1, x2=x2)
 
@@ -155,11 +155,11 @@ class Request:
 def check(
     f: ModelFunction,
     params: Params,
-    x1: Any,
-    x2: Any | None = None,
+    x1: PyTree,
+    x2: PyTree | None = None,
     *,
     reduce: str = "none",
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     outputs: Sequence[int] | None = None,
     precision: str = "highest",
     method: str = "auto",

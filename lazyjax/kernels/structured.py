@@ -13,9 +13,10 @@ from lazyjax.costs import ALIVE, operations, rates, results
 from lazyjax.factors import JACOBIAN, Plan, leaf_of
 from lazyjax.kernels.orders import ORDERS, Triangle, seconds, summed
 from lazyjax.kernels.task import WHOLE, Task
+from lazyjax.types import PyTree
 
 
-def contract(plan: Plan, order: str, f1: Any, f2: Any, reduce: str) -> dict[int, jax.Array]:
+def contract(plan: Plan, order: str, f1: PyTree, f2: PyTree, reduce: str) -> dict[int, jax.Array]:
     """Compute the share of one order of the kernel between two batches.
 
     Parameters

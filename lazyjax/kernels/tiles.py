@@ -14,6 +14,7 @@ from lazyjax.kernels.methods import Engine, Kernels
 from lazyjax.kernels.orders import ORDERS
 from lazyjax.kernels.task import Task
 from lazyjax.meshes import zeros
+from lazyjax.types import PyTree
 
 _TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
 _ROWS = 640  # of a matrix product, below which it slows down
@@ -89,7 +90,7 @@ def tiled(
 
         return jax.tree.map(one, kernel, tile)
 
-    def block(x: Any, start: Any, size: int) -> Any:
+    def block(x: PyTree, start: Any, size: int) -> Any:
         return ready(take(x, start, size))
 
     like = jax.eval_shape(lambda: contract(block(one, 0, rows), block(other, 0, columns)))
@@ -177,12 +178,12 @@ def choose_blocks(engine: Engine, task: Task, asked: tuple[int, int] | None, lev
     return Blocks(rows, columns, min(at_once, max(rows, columns)), level <= _KEPT)
 
 
-def features(engine: Engine, x: Any, at_once: int) -> Any:
+def features(engine: Engine, x: PyTree, at_once: int) -> Any:
     """Compute the features of a batch, so many examples at once."""
     return in_blocks(engine.features, x, even(checks.batch("x", x), at_once))
 
 
-def contract(engine: Engine, task: Task, f1: Any, f2: Any | None, *sides: int) -> Kernels:
+def contract(engine: Engine, task: Task, f1: PyTree, f2: PyTree | None, *sides: int) -> Kernels:
     """Contract features, each group of them in tiles of its own.
 
     Parameters
@@ -208,7 +209,7 @@ def contract(engine: Engine, task: Task, f1: Any, f2: Any | None, *sides: int) -
     return kernel
 
 
-def assemble(engine: Engine, task: Task, x1: Any, x2: Any | None, blocks: Blocks) -> Kernels:
+def assemble(engine: Engine, task: Task, x1: PyTree, x2: PyTree | None, blocks: Blocks) -> Kernels:
     """Compute a kernel: features in blocks, then each group of them in tiles of its own.
 
     Parameters
@@ -225,10 +226,10 @@ def assemble(engine: Engine, task: Task, x1: Any, x2: Any | None, blocks: Blocks
     """
     sides = blocks.rows, blocks.columns
 
-    def prepare(x: Any) -> Any:
+    def prepare(x: PyTree) -> Any:
         return features(engine, x, blocks.at_once)
 
-    def of_features(f1: Any, f2: Any) -> Kernels:
+    def of_features(f1: PyTree, f2: PyTree) -> Kernels:
         return contract(engine, task, f1, f2, *sides)
 
     if not blocks.kept:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from lazyjax import checks
 from lazyjax.kernels import matrix
@@ -132,7 +132,7 @@ class KernelOperator:
         )
 
 
-def _number(name: str, value: ArrayLike, dtype: Any) -> jax.Array:
+def _number(name: str, value: ArrayLike, dtype: DTypeLike) -> jax.Array:
     if np.ndim(value):
         raise ValueError(f"`{name}` must be a number, got shape {np.shape(value)}. Use one value.")
     return jnp.asarray(value, dtype)
@@ -161,7 +161,7 @@ def operator(
     transposed: Callable[[jax.Array], jax.Array],
     *,
     shape: tuple[int, int],
-    dtype: Any,
+    dtype: DTypeLike,
     rows: Callable[[jax.Array], jax.Array] | None = None,
     outputs: int = 1,
     psd: bool = False,

@@ -19,6 +19,7 @@ from lazyjax.factors import FACTORS, JACOBIAN, Model, Plan, Shape, Treatment
 from lazyjax.kernels import Request, jobs
 from lazyjax.leaves import split
 from lazyjax.meshes import zeros
+from lazyjax.types import PyTree
 from lazyjax.widening import widened
 
 
@@ -34,7 +35,7 @@ def batch_function(request: Request) -> tuple[list[jax.Array], Callable[..., Any
     """Give the leaves w and `(w, x) -> y (n, C)`, C the outputs that products see."""
     w, rebuild = split(request.params, request.options.wrt)
 
-    def function(w: list[jax.Array], x: Any) -> jax.Array:
+    def function(w: list[jax.Array], x: PyTree) -> jax.Array:
         (y,) = jax.tree.leaves(widened(request.f(rebuild(w), x)))
         y = y.reshape(y.shape[0], -1)
         y = y if request.outputs is None else y[:, request.outputs]
@@ -78,7 +79,7 @@ def _of_linear(product: Callable[[Any], jax.Array], w: list[jax.Array], chunk: i
         directions = jax.nn.one_hot(start + jnp.arange(chunk), outputs, dtype=c.dtype)
         return jax.vmap(jax.vmap(one))(c[:, None, :, None] * directions[None, :, None])
 
-    def push(u: Any, start: Any) -> jax.Array:
+    def push(u: PyTree, start: Any) -> jax.Array:
         if not chunk:
             return jax.vmap(product)(u)
         pushed = jax.vmap(jax.vmap(product))(u)  # (v, chunk, n, C)
@@ -88,26 +89,26 @@ def _of_linear(product: Callable[[Any], jax.Array], w: list[jax.Array], chunk: i
     return Maps(pull, push)
 
 
-def _linearize(request: Request, x: Any) -> Any:
+def _linearize(request: Request, x: PyTree) -> Any:
     w, function = batch_function(request)
     return linearization(lambda w: function(w, x), w)[1]
 
 
-def _by_residuals(request: Request, kept: Any, setting: Setting) -> Maps:
+def _by_residuals(request: Request, kept: PyTree, setting: Setting) -> Maps:
     return _of_linear(kept, split(request.params, request.options.wrt)[0], setting.chunk)
 
 
 def by_evaluation(
     function: Callable[[list[jax.Array], Any], jax.Array],
     w: list[jax.Array],
-    x: Any,
+    x: PyTree,
     *,
     block: int,
     chunk: int = 0,
 ) -> Maps:
     """Give the maps of `(w, x) -> y (n, C)`, nothing kept, so many examples evaluated at once."""
 
-    def maps(x: Any) -> Maps:
+    def maps(x: PyTree) -> Maps:
         return _of_linear(linearization(lambda w: function(w, x), w)[1], w, chunk)
 
     n = jax.tree.leaves(x)[0].shape[0]
@@ -116,7 +117,7 @@ def by_evaluation(
     cut = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), x)
 
     def pull(c: jax.Array, start: Any) -> Any:
-        def step(u: Any, at: Any) -> tuple[Any, None]:
+        def step(u: PyTree, at: Any) -> tuple[Any, None]:
             x, c = at
             return jax.tree.map(jnp.add, u, maps(x).pull(c, start)), None
 
@@ -128,7 +129,7 @@ def by_evaluation(
         )
         return jax.lax.scan(step, zero, (cut, blocks))[0]
 
-    def push(u: Any, start: Any) -> jax.Array:
+    def push(u: PyTree, start: Any) -> jax.Array:
         pushed = jax.lax.map(lambda x: maps(x).push(u, start), cut)  # (blocks, v, block, ..)
         pushed = jnp.moveaxis(pushed, 0, 1)
         return pushed.reshape(len(pushed), n, *pushed.shape[3:])
@@ -136,7 +137,7 @@ def by_evaluation(
     return Maps(pull, push)
 
 
-def _by_evaluation(request: Request, x: Any, setting: Setting) -> Maps:
+def _by_evaluation(request: Request, x: PyTree, setting: Setting) -> Maps:
     w, function = batch_function(request)
     return by_evaluation(function, w, x, block=setting.block, chunk=setting.chunk)
 
@@ -161,7 +162,7 @@ def _plan(request: Request) -> tuple[Plan, list[jax.Array]]:
     return factors.plan(model.jaxpr, len(model.w), _treatment, apart=False), model.w
 
 
-def _features(request: Request, x: Any) -> Any:
+def _features(request: Request, x: PyTree) -> Any:
     plan, w = _plan(request)
     return in_close_blocks(partial(factors.features, plan, w), x, plan.jaxpr)
 
@@ -188,7 +189,7 @@ def _pull_part(f: Any, s: Shape, c: jax.Array, chunk: int) -> Any:
     return jnp.einsum("nbsp,vjnbsq->vjbpq", f.a, z), bias
 
 
-def _push_part(f: Any, s: Shape, u: Any, chunk: int) -> jax.Array:
+def _push_part(f: Any, s: Shape, u: PyTree, chunk: int) -> jax.Array:
     weight, bias = u
     if s.tokens:
         rows = weight[:, :, jnp.maximum(f.a, 0)]  # (v, j, n, s, q)
@@ -210,7 +211,7 @@ def _read(d: jax.Array, z: jax.Array, chunk: int) -> jax.Array:
     return jnp.einsum("nkz,vnz->vnk", d.reshape(*d.shape[:2], -1), z.reshape(len(z), len(d), -1))
 
 
-def _of_features(request: Request, kept: Any, setting: Setting) -> Maps:
+def _of_features(request: Request, kept: PyTree, setting: Setting) -> Maps:
     plan, _ = _plan(request)
     shapes, chunk = dict(enumerate(plan.shapes)), setting.chunk
 
@@ -233,7 +234,7 @@ def _of_features(request: Request, kept: Any, setting: Setting) -> Maps:
             {i: jnp.einsum(through, j, c) for i, j in jacobians.items()},
         )
 
-    def push(u: Any, start: Any) -> jax.Array:
+    def push(u: PyTree, start: Any) -> jax.Array:
         pairs, jacobians = chosen(start)
         through = "nkp,vkp->vn" if chunk else "nkp,vp->vnk"
         shares = [_push_part(f, shapes[i], u[0][i], chunk) for i, f in pairs.items()]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lazyjax.norms import eigh, norm
 from lazyjax.operators.algebra import KernelOperator
+from lazyjax.types import PyTree
 
 
 class Tridiagonal(NamedTuple):
@@ -111,7 +112,7 @@ def lanczos(
         rounding = lengths <= eps * n**0.5 * largest
         return jnp.where(rounding, 0, lengths), rounding
 
-    def step(i: Any, state: Any) -> Any:
+    def step(i: Any, state: PyTree) -> Any:
         Q, w, lengths, diagonal, largest = state
         length, over = ended(w, largest)
         w = w / jnp.where(over, 1, length)[:, None]

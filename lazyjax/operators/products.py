@@ -21,7 +21,7 @@ from lazyjax.meshes import in_any_program, zeros
 from lazyjax.norms import scaled
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.jacobians import KEEPS, Setting, model_with
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 
 REDUCTIONS = ("none", "trace", "sum")
 """Those of `ntk` that are one matrix."""
@@ -79,11 +79,11 @@ def _devices(mesh: Mesh | None) -> int:
 
 
 @partial(jax.jit, static_argnames=("form", "right"))
-def _prepared(request: Request, x: Any, *, form: Form, right: bool) -> Any:
+def _prepared(request: Request, x: PyTree, *, form: Form, right: bool) -> Any:
     """Compute what is kept of one batch, with the devices on axis 0."""
     side = form.right if right else form.left
 
-    def local(request: Request, x: Any) -> Any:
+    def local(request: Request, x: PyTree) -> Any:
         return jax.tree.map(lambda a: a[None], KEEPS[form.setting.keep].prepare(request, x))
 
     x = jax.tree.map(lambda a: _pad(jnp.asarray(a), side, form.mesh, copies=True), x)
@@ -92,7 +92,7 @@ def _prepared(request: Request, x: Any, *, form: Form, right: bool) -> Any:
 
 
 @partial(jax.jit, static_argnames="form")
-def _product(request: Request, kept: Any, other: Any, v: jax.Array, *, form: Form) -> jax.Array:
+def _product(request: Request, kept: PyTree, other: Any, v: jax.Array, *, form: Form) -> jax.Array:
     """Multiply v (n C, V), or (n, V) for the trace: the left batch by the right one."""
     setting, mesh = form.setting, form.mesh
     tail = () if setting.chunk else (form.outputs,)
@@ -153,7 +153,7 @@ class Product(NamedTuple):
 
     form: Form
 
-    def __call__(self, request: Request, kept: Any, other: Any, v: jax.Array) -> jax.Array:
+    def __call__(self, request: Request, kept: PyTree, other: Any, v: jax.Array) -> jax.Array:
         """Multiply v."""
         return _product(request, kept, other, v, form=self.form)
 
@@ -242,13 +242,13 @@ def _choose(request: Request, form: Any, keep: str, memory: Any) -> Form:
 def ntk_operator(
     f: ModelFunction,
     params: Params,
-    x1: Any,
-    x2: Any | None = None,
+    x1: PyTree,
+    x2: PyTree | None = None,
     *,
     reduce: str = "none",
     ridge: ArrayLike = 0.0,
     keep: str = "auto",
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     outputs: Sequence[int] | None = None,
     memory: int | float | str | None = None,
     mesh: Mesh | None = None,

@@ -24,13 +24,13 @@ from lazyjax.store.panels import OF_A_DEVICE, SMALLER, Schedule, choose, dealt, 
 from lazyjax.store.pieces import Pieces, compile_pieces
 from lazyjax.store.stored import StoredKernel, open_kernel
 from lazyjax.store.workers import Hand, Work
-from lazyjax.types import ModelFunction, Params
+from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 from lazyjax.verification import verified
 
 _HEAD = 4  # examples that are looked at beforehand
 
 
-def _on_host(name: str, x: Any) -> Any:
+def _on_host(name: str, x: PyTree) -> Any:
     """Give the inputs as numpy arrays; those that are mapped from the disk stay there."""
     checks.known(name, x, "kernel_store")
     x = jax.tree.map(np.asarray, x)
@@ -92,14 +92,14 @@ def _require_room(path: Path) -> None:
 def kernel_store(
     f: ModelFunction,
     params: Params,
-    x1: Any,
-    x2: Any | None = None,
+    x1: PyTree,
+    x2: PyTree | None = None,
     *,
     path: str | PathLike[str],
     memory: int | float | str,
     reduce: str = "none",
     method: str = "auto",
-    wrt: Any = None,
+    wrt: Wrt | None = None,
     outputs: Sequence[int] | None = None,
     precision: str = "highest",
     tile: int | tuple[int, int] | None = None,

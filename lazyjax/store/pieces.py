@@ -16,6 +16,7 @@ from lazyjax.kernels import Engine, Job, Request, contract, engine_of, finished,
 from lazyjax.kernels import features as features_of
 from lazyjax.memory import analysed
 from lazyjax.meshes import on_one_device
+from lazyjax.types import PyTree
 
 
 class Cut(NamedTuple):
@@ -42,7 +43,7 @@ def features(request: Request, *, cut: Cut) -> Any:
 
 
 @partial(jax.jit, static_argnames="cut")
-def tile(request: Request, f1: Any, f2: Any, *, cut: Cut) -> Any:
+def tile(request: Request, f1: PyTree, f2: PyTree, *, cut: Cut) -> Any:
     """Compute a tile from two features, or a symmetric one from f1; x1 may be any examples."""
     n1 = checks.batch("f1", f1)
     n2 = n1 if f2 is None else checks.batch("f2", f2)
@@ -75,7 +76,7 @@ def size_of(shapes: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(shapes))
 
 
-def shapes_on(device: Any, tree: Any, size: int | None = None) -> Any:
+def shapes_on(device: Any, tree: PyTree, size: int | None = None) -> Any:
     """Give the shapes of arrays on a device, or of blocks of that many of their examples."""
     place = SingleDeviceSharding(device)
 
@@ -114,7 +115,7 @@ def compile_pieces(request: Request, cut: Cut, device: Any) -> Pieces:
         shapes.append(shapes_on(device, lowered.out_info))
         passing.append(size_of(x) + size_of(shapes[-1]) + analysed(made[-1]).temp_size_in_bytes)
 
-    def contraction(f2: Any) -> Any:
+    def contraction(f2: PyTree) -> Any:
         compiled = tile.lower(like, shapes[0], f2, cut=cut).compile()
         sizes = analysed(compiled)
         twice = 2 * sizes.output_size_in_bytes  # it is copied on its way to the disk

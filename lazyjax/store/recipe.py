@@ -17,7 +17,7 @@ from lazyjax.kernels import Options, Request, jobs
 from lazyjax.meshes import on_one_device
 from lazyjax.store.panels import Grid, Schedule
 from lazyjax.store.pieces import Cut
-from lazyjax.types import leaf_names
+from lazyjax.types import PyTree, leaf_names
 
 _HASHED = 2**26  # bytes of inputs that are hashed at once
 
@@ -39,7 +39,7 @@ def _model(request: Request) -> str:
     return fingerprint(text, constants(jaxpr), jax.tree.leaves(request.f))
 
 
-def _inputs(x: Any) -> str:
+def _inputs(x: PyTree) -> str:
     """Hash inputs block by block, so that those on the disk need not fit in memory."""
     n = checks.batch("x", x)
     size = max(1, _HASHED * n // max(1, sum(a.nbytes for a in jax.tree.leaves(x))))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from lazyjax.operators import KernelOperator, operator
 from lazyjax.store import files
@@ -76,7 +76,7 @@ class StoredKernel:
         index = _index(key, self.shape)
         return np.asarray(files.open_array(Path(self.path))[index].read().result())
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """Read all of it."""
         if copy is False:
             raise ValueError("`copy` must not be False for a kernel on the disk. Use None.")

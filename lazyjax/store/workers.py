@@ -19,6 +19,7 @@ from lazyjax.kernels import Request
 from lazyjax.store import files
 from lazyjax.store.panels import Grid, Schedule, panels
 from lazyjax.store.pieces import Pieces
+from lazyjax.types import PyTree
 
 
 class Hand(NamedTuple):
@@ -106,7 +107,7 @@ def spill(work: Work, hand: Hand) -> None:
         work.done("features")
 
 
-def compute_tile(work: Work, hand: Hand, f1: Any, f2: Any | None) -> jax.Array:
+def compute_tile(work: Work, hand: Hand, f1: PyTree, f2: PyTree | None) -> jax.Array:
     """Compute one tile; `f2=None`: on the diagonal."""
     piece = hand.pieces.diagonal if f2 is None else hand.pieces.tile
     with _timed(work, "contraction"):
