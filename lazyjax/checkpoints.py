@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyjax.types import History, Params, PyTree, leaf_names
+from lazyjax.types import History, Params, leaf_names
 
 _ABOUT = "about"  # the entry that tells what the file holds; leaves are leaf/<path>
 
@@ -113,7 +113,7 @@ def _to_numpy(leaf: Any) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
-def _from_numpy(array: np.ndarray, like: PyTree) -> Any:
+def _from_numpy(array: np.ndarray, like: Any) -> Any:
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     dtype = np.dtype(jnp.result_type(like))

@@ -98,25 +98,33 @@ def _step(
         return objective(f, loss, *at)
 
     value, gradient = derivative((params, batch))
-    extra: dict[str, Any] = {
-        "value": value,
-        "grad": gradient,
-        "value_fn": lambda params: value_of((params, batch)),
-        "grad_fn": lambda params, _: derivative((params, batch))[1],
-    }
-    asked = {name: extra[name] for name in _asked(optimizer)}
-    updates, state = optimizer.update(gradient, state, params, **asked)
+    given: dict[str, Any] = {}
+    if _asks_for_more(optimizer, gradient, state, params):
+        given = {
+            "value": value,
+            "grad": gradient,
+            "value_fn": lambda params: value_of((params, batch)),
+            "grad_fn": lambda params, _: derivative((params, batch))[1],
+        }
+        parameters = inspect.signature(optimizer.update).parameters
+        takes_any = any(own.kind is own.VAR_KEYWORD for own in parameters.values())
+        asked = ("value", "grad", "value_fn") if takes_any else parameters  # those of a line search
+        given = {name: own for name, own in given.items() if name in asked}
+    updates, state = optimizer.update(gradient, state, params, **given)
     return value, updates, state
 
 
-def _asked(optimizer: optax.GradientTransformation) -> list[str]:
-    """Name what an optimiser asks for beside the gradient; a chain takes what Optax documents."""
+def _asks_for_more(
+    optimizer: optax.GradientTransformation, gradient: Params, state: PyTree, params: Params
+) -> bool:
+    """Tell whether an optimiser that may have more than the gradient does not go without."""
     if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
-        return []
-    parameters = inspect.signature(optimizer.update).parameters
-    if any(own.kind is own.VAR_KEYWORD for own in parameters.values()):
-        return ["value", "grad", "value_fn"]
-    return [name for name in ("value", "grad", "value_fn", "grad_fn") if name in parameters]
+        return False
+    try:
+        jax.eval_shape(optimizer.update, gradient, state, params)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def _run_chunk(

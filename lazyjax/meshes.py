@@ -94,7 +94,7 @@ def alike(tree: PyTree, reference: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
-def zeros(shape: tuple[int, ...], like: PyTree) -> jax.Array:
+def zeros(shape: tuple[int, ...], like: Any) -> jax.Array:
     """Make zeros of the dtype of an array, or of its `ShapeDtypeStruct`, that vary as it does."""
     return alike(jnp.zeros(shape, like.dtype), like)
 

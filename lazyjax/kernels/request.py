@@ -130,7 +130,7 @@ class Request:
     x2: PyTree | None
     outputs: jax.Array | np.ndarray | None  # indices; None: all
     options: Options = field(metadata={"static": True})
-    tree: PyTree = field(metadata={"static": True})  # of what f gives
+    tree: Any = field(metadata={"static": True})  # the structure of what f gives
     shapes: tuple[jax.ShapeDtypeStruct, ...] = field(metadata={"static": True})  # for one example
 
     @property
