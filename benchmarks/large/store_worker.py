@@ -16,7 +16,7 @@ from benchmarks.ntk.rates import seconds
 from lazyjax.costs import operations
 from lazyjax.kernels import check
 from lazyjax.store import StoredKernel, files, kernel_store, recipe
-from lazyjax.store.pieces import features, tile
+from lazyjax.store.programs import features, tile
 
 
 def rate() -> float:

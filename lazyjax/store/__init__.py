@@ -1,7 +1,7 @@
 """Kernels that are larger than memory, on the disk: written tile by tile, read lazily.
 
 `building` is the entrance, `kernel_store`: what was asked for (`recipe`) becomes a schedule of
-tiles (`panels`) and compiled code for a block and for a tile (`pieces`). `workers` go through the
+tiles (`panels`) and compiled code for a block and for a tile (`programs`). `workers` go through the
 tiles and leave out those that are there, so that what was killed goes on; `files` knows what is on
 the disk, and when it is whole. `stored` reads.
 """

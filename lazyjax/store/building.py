@@ -21,9 +21,9 @@ from lazyjax.kernels import COPIES, Request, check, check_batch_size, jobs, only
 from lazyjax.memory import bytes_of, format_bytes, too_little
 from lazyjax.store import files, recipe, workers
 from lazyjax.store.panels import OF_A_DEVICE, SMALLER, Schedule, choose, dealt, grid_of
-from lazyjax.store.pieces import Pieces, compile_pieces
+from lazyjax.store.programs import Programs, compile_programs
 from lazyjax.store.stored import StoredKernel, open_kernel
-from lazyjax.store.workers import Hand, Work
+from lazyjax.store.workers import Build, Hand
 from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 from lazyjax.verification import verified
 
@@ -199,12 +199,12 @@ def kernel_store(
     shape = (*sizes, *job.out * COPIES[reduce])
     asked = recipe.asked(request, x, shape, str(job.shape.dtype))
 
-    recorded, pieces = files.read_json(path / files.RECIPE), None
+    recorded, programs = files.read_json(path / files.RECIPE), None
     if verify and job.model.reverse and not (path / files.DONE).exists():
         verified(request)
     if recorded is None and jax.process_index() == 0:
         _require_room(path)
-        schedule, pieces = choose(
+        schedule, programs = choose(
             request,
             *sizes,
             numbers=math.prod(shape[2:]) * job.shape.dtype.itemsize,
@@ -224,11 +224,11 @@ def kernel_store(
     schedule = recipe.replayed(recorded, request.options, *sizes, symmetric=x2 is None)
     request = replace(request, options=schedule.options)
     if not (path / files.DONE).exists():
-        if pieces is None:
-            pieces = compile_pieces(request, schedule.cut, devices[mine[0]])
-        if pieces.room(budget) < 1:
-            raise too_little(pieces.memory(1), OF_A_DEVICE, format_bytes(budget), SMALLER)
-        hands = _hands(request, schedule, pieces, budget, devices, mine)
+        if programs is None:
+            programs = compile_programs(request, schedule.cut, devices[mine[0]])
+        if programs.room(budget) < 1:
+            raise too_little(programs.memory(1), OF_A_DEVICE, format_bytes(budget), SMALLER)
+        hands = _hands(request, schedule, programs, budget, devices, mine)
         array = files.open_array(path, recorded)
         _write(path, array, schedule, x, hands, show=progress)
     if jax.process_index() == 0:
@@ -240,7 +240,7 @@ def kernel_store(
 def _hands(
     request: Request,
     schedule: Schedule,
-    pieces: Pieces,
+    programs: Programs,
     budget: int,
     devices: list[Any],
     mine: list[int],
@@ -250,7 +250,7 @@ def _hands(
     blocks = schedule.grid.sides()
     hands = []
     for i in mine:
-        own = pieces if i == mine[0] else compile_pieces(request, schedule.cut, devices[i])
+        own = programs if i == mine[0] else compile_programs(request, schedule.cut, devices[i])
         here = jax.device_put(request.of(request.x1), devices[i])
         share = blocks[i :: len(devices)] if schedule.spilled else []
         hands.append(Hand(devices[i], own, here, rows[i], share, own.room(budget)))
@@ -273,9 +273,9 @@ def _write(
     }
     timings = files.read_json(files.timings_file(path)) or {}
     with _bar(show, totals) as done:
-        work = Work(path, array, schedule, x, timings, done)
-        workers.everywhere(workers.spill, work, hands)
+        build = Build(path, array, schedule, x, timings, done)
+        workers.everywhere(workers.spill, build, hands)
         _barrier("features")
-        workers.everywhere(workers.contract, work, hands)
-        workers.save_timings(work)
+        workers.everywhere(workers.contract, build, hands)
+        workers.save_timings(build)
     _barrier("tiles")

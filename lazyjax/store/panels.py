@@ -13,7 +13,7 @@ from lazyjax.blocks import even
 from lazyjax.costs import rates
 from lazyjax.kernels import METHODS, Job, Options, Request, choose_blocks, engine_of, jobs
 from lazyjax.memory import format_bytes, too_little
-from lazyjax.store.pieces import Cut, Pieces, compile_pieces
+from lazyjax.store.programs import Cut, Programs, compile_programs
 
 OF_A_DEVICE, SMALLER = "each device of this kernel", "a smaller `tile`"  # in a refusal
 _SIDES = tuple(2**i for i in range(13, -1, -1))  # of tiles, in examples
@@ -183,7 +183,7 @@ def choose(
     memory: int,
     asked: tuple[int, int] | None,
     devices: list[Any],
-) -> tuple[Schedule, Pieces]:
+) -> tuple[Schedule, Programs]:
     """Choose what is fastest within a budget, by the rates and by what XLA says of the memory.
 
     Parameters
@@ -202,7 +202,7 @@ def choose(
 
     Returns
     -------
-    Schedule, and the pieces for the first device
+    Schedule, and the programs for the first device
 
     Raises
     ------
@@ -218,8 +218,8 @@ def choose(
     likely = [own for own in every if own.least <= memory]
     least = []
     for own in dict.fromkeys([*likely, *smallest.values()]):
-        pieces = compile_pieces(replace(request, options=own.options), own.cut, devices[0])
-        least.append(pieces.memory(1))
+        programs = compile_programs(replace(request, options=own.options), own.cut, devices[0])
+        least.append(programs.memory(1))
         if least[-1] <= memory:
-            return own, pieces
+            return own, programs
     raise too_little(min(least), OF_A_DEVICE, format_bytes(memory), SMALLER)

@@ -16,7 +16,7 @@ from lazyjax.factors import jacobian
 from lazyjax.kernels import Options, Request, jobs
 from lazyjax.meshes import on_one_device
 from lazyjax.store.panels import Grid, Schedule
-from lazyjax.store.pieces import Cut
+from lazyjax.store.programs import Cut
 from lazyjax.types import PyTree, leaf_names
 
 _HASHED = 2**26  # bytes of inputs that are hashed at once

@@ -1,4 +1,4 @@
-"""A kernel in pieces: the features of a block of examples, and a tile from the features of two.
+"""The programs of a stored kernel: the features of a block, and a tile from the features of two.
 
 Each is compiled on its own, for one device, and what it needs of memory is known before it runs.
 """
@@ -52,8 +52,8 @@ def tile(request: Request, f1: PyTree, f2: PyTree, *, cut: Cut) -> Any:
         return whole(contract(engine, job.task, f1, f2, n1, n2), job)
 
 
-class Pieces(NamedTuple):
-    """The pieces of one kernel, compiled for one device, and the bytes that they need."""
+class Programs(NamedTuple):
+    """Compiled for one kernel and one device; and the bytes that they need."""
 
     features: tuple[Any, ...]  # of a block of x1, and of one of x2: of a request of that block
     tile: Any  # of a request, f1 and f2
@@ -87,8 +87,8 @@ def shapes_on(device: Any, tree: PyTree, size: int | None = None) -> Any:
     return jax.tree.map(shape, tree)
 
 
-def compile_pieces(request: Request, cut: Cut, device: Any) -> Pieces:
-    """Compile the pieces of a kernel.
+def compile_programs(request: Request, cut: Cut, device: Any) -> Programs:
+    """Compile the programs of a kernel.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def compile_pieces(request: Request, cut: Cut, device: Any) -> Pieces:
 
     Returns
     -------
-    Pieces
+    Programs
 
     Raises
     ------
@@ -122,6 +122,6 @@ def compile_pieces(request: Request, cut: Cut, device: Any) -> Pieces:
         passing.append(size_of(f2) + twice + sizes.temp_size_in_bytes)
         return compiled
 
-    pieces = contraction(shapes[-1]), contraction(None) if request.x2 is None else None
+    programs = contraction(shapes[-1]), contraction(None) if request.x2 is None else None
     constant = size_of(like)
-    return Pieces(tuple(made), *pieces, tuple(shapes), constant, max(passing))
+    return Programs(tuple(made), *programs, tuple(shapes), constant, max(passing))
