@@ -11,7 +11,8 @@ import lazyjax
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (
-    ("types", "equations", "meshes", "memory", "widening"),
+    ("types",),
+    ("equations", "meshes", "memory", "widening"),
     ("checks", "derivatives", "checkpoints", "norms", "costs", "convolutions"),
     ("traces", "leaves", "blocks", "laws"),
     ("data", "models", "tangent", "spectrum", "factors", "independence"),
