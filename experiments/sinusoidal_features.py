@@ -253,7 +253,7 @@ def conclude(results: Results) -> list[str]:
     small, _, many = cases(config)
     long, short = (Comparison.of(results.arrays, f"{group}/") for group in ("long", "short"))
     gaps = [compared.gap_train.max() for compared in (long, short)]
-    closed = [compared.closed.gap.max() for compared in (long, short)]
+    closed = [compared.closed_form.gap.max() for compared in (long, short)]
     moved = [compared.kernel_change.max() for compared in (long, short)]
     network = select(results, many, 0).compared.network
     weights, bias = network.movement[:, -1], network.layer[BIAS][:, -1]

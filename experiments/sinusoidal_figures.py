@@ -180,7 +180,7 @@ def draw_training(results: Results) -> Figure:
             axes[at, 3].plot(steps[1:], change[:, 1:].T, "-", linewidth=1.2, **style)
             axes[at, 3].plot(steps, compared.gap_train.T, ".", markersize=4, **style)
             style["color"] = "black"
-            axes[at, 3].plot(steps, compared.closed.gap.T, ".", markersize=1.5, **style)
+            axes[at, 3].plot(steps, compared.closed_form.gap.T, ".", markersize=1.5, **style)
         axes[at, 0].set_ylabel(f"{frequency_label(frequency)}\n\nloss")
         axes[at, 1].set_ylabel(r"$\|w - w_0\| \,/\, \|w_0\|$")
         axes[at, 2].set_ylabel(r"$|b - b_0| \,/\, |b_0|$")

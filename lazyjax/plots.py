@@ -130,7 +130,7 @@ def functions(
         if target_values is not None:
             target(ax, compared.grid_x, np.asarray(target_values))
         for model, when in curves:
-            for i in range(compared.members):
+            for i in range(compared.members if model in compared.models else 0):
                 values = compared.models[model].grid[i, when, :, 0]
                 values_of.append(values)
                 ax.plot(
@@ -160,7 +160,7 @@ def functions(
     axes[0].legend(handles=handles)
     if labels is None:
         _legend(axes[1], None, ["network"])
-    _legend(axes[2], None if labels is None else [], ["tangent", "closed"])
+    _legend(axes[2], None if labels is None else [], list(compared.models)[1:])
     return figure
 
 
@@ -200,7 +200,7 @@ def training(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
     largest = np.nanmax(compared.network.movement)
     if np.isfinite(largest) and largest > 0:
         axes[1].set_ylim(largest * 1e-4, largest * 3)
-    _legend(axes[0], labels, list(MODELS))
+    _legend(axes[0], labels, list(compared.models))
     gaps: dict[str, tuple[np.ndarray, Any, str]] = {
         "training points": (compared.gap_train, "-", "#0072B2"),
         "grid": (compared.gap_grid, "-.", "#009E73"),

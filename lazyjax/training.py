@@ -63,6 +63,23 @@ def _innermost(loss: Loss) -> Loss:
     return loss
 
 
+def scale_of_loss(loss: Loss) -> Any:
+    """Give alpha of a loss made by `scale_loss`, their product where that was done again; or 1."""
+    alpha: Any = 1.0
+    while isinstance(loss, Partial) and loss.func is _over_alpha_squared:
+        loss, own = loss.args
+        alpha = alpha * own
+    return alpha
+
+
+def factor_of_squares(loss: Loss) -> float | None:
+    """Tell how often a loss holds the squared error: 1, 1/2, or None where it is another."""
+    inner = _innermost(loss)
+    if inner is optax.losses.squared_error:
+        return 1.0
+    return 0.5 if inner is optax.losses.l2_loss else None
+
+
 def _with_examples(m: int, n: int, tree: PyTree) -> Any:
     """Give the shapes of a tree with m examples in place of n."""
 

@@ -63,7 +63,7 @@ class Comparison:
     steps, curve_steps, kernel_steps : (G,), (C,) and (P,)
         At which outputs, curves and kernels are recorded.
     network, tangent : Course
-    closed : ClosedForm
+    closed : ClosedForm, or None where there is none
     gap_train, gap_grid : (E, G)
         Root mean square between network and tangent model.
     kernels : (E, P, N, N)
@@ -82,7 +82,7 @@ class Comparison:
     kernel_steps: np.ndarray
     network: Course
     tangent: Course
-    closed: ClosedForm
+    closed: ClosedForm | None
     gap_train: np.ndarray
     gap_grid: np.ndarray
     kernels: np.ndarray
@@ -96,9 +96,20 @@ class Comparison:
         return len(self.network.loss)
 
     @property
+    def closed_form(self) -> ClosedForm:
+        """The closed form, of a comparison that has one."""
+        if self.closed is None:
+            raise ValueError(
+                "`closed` must be there, got None: a closed form is known for gradient descent of "
+                "one rate on the squared error of the full batch. Train so."
+            )
+        return self.closed
+
+    @property
     def models(self) -> dict[str, Any]:
-        """The courses of the three, by name."""
-        return {"network": self.network, "tangent": self.tangent, "closed": self.closed}
+        """The courses of those that there are, by name."""
+        every = {"network": self.network, "tangent": self.tangent, "closed": self.closed}
+        return {name: course for name, course in every.items() if course is not None}
 
     def of_members(self, which: slice) -> "Comparison":
         """Give some of the members."""
@@ -109,7 +120,7 @@ class Comparison:
         """Multiply the losses of each member by a factor (E,), and its kernels by 1 over it."""
 
         def course(own: Any) -> Any:
-            return replace(own, loss=own.loss * factors[:, None])
+            return None if own is None else replace(own, loss=own.loss * factors[:, None])
 
         return replace(
             self,
@@ -132,6 +143,8 @@ class Comparison:
 def _named(record: Any, before: str) -> Iterator[tuple[str, np.ndarray]]:
     for own in fields(record):
         value, name = getattr(record, own.name), before + own.name
+        if value is None:
+            continue
         if is_dataclass(value):
             yield from _named(value, f"{name}_")
         elif isinstance(value, dict):
@@ -142,6 +155,9 @@ def _named(record: Any, before: str) -> Iterator[tuple[str, np.ndarray]]:
 
 def _read(kind: Any, arrays: Mapping[str, np.ndarray], before: str) -> Any:
     def value(name: str, kind: Any) -> Any:
+        if kind == ClosedForm | None:
+            there = any(key.startswith(f"{name}_") for key in arrays)
+            return _read(ClosedForm, arrays, f"{name}_") if there else None
         if is_dataclass(kind):
             return _read(kind, arrays, f"{name}_")
         if kind is np.ndarray:

@@ -1,0 +1,15 @@
+"""A network beside its tangent model and the closed form: one training of each, measured alike."""
+
+from lazyjax.comparison.optimizers import HeavyBall, heavy_ball
+from lazyjax.comparison.records import ClosedForm, Comparison, Course, join
+from lazyjax.comparison.running import compare_ensemble
+
+__all__ = [
+    "ClosedForm",
+    "Comparison",
+    "Course",
+    "HeavyBall",
+    "compare_ensemble",
+    "heavy_ball",
+    "join",
+]
