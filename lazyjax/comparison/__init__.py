@@ -2,14 +2,19 @@
 
 from lazyjax.comparison.optimizers import HeavyBall, heavy_ball
 from lazyjax.comparison.records import ClosedForm, Comparison, Course, join
-from lazyjax.comparison.running import compare_ensemble
+from lazyjax.comparison.running import compare, compare_ensemble
+from lazyjax.comparison.verdict import Thresholds, Verdict, verdicts
 
 __all__ = [
     "ClosedForm",
     "Comparison",
     "Course",
     "HeavyBall",
+    "Thresholds",
+    "Verdict",
+    "compare",
     "compare_ensemble",
     "heavy_ball",
     "join",
+    "verdicts",
 ]
