@@ -1,6 +1,7 @@
 """lazyjax: does this network train like its linearization?"""
 
 from lazyjax.checkpoints import load_history, load_tree, save_history, save_tree
+from lazyjax.comparison import Comparison, Thresholds, Verdict, compare, verdicts
 from lazyjax.data import TARGETS, excess_risk, expected_test_error, make_dataset
 from lazyjax.dynamics import Dynamics, gradient_descent, gradient_flow
 from lazyjax.kernels import Estimate, estimate, explain, matrix, ntk
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "TARGETS",
+    "Comparison",
     "Dataset",
     "Dynamics",
     "Estimate",
@@ -58,10 +60,13 @@ __all__ = [
     "Params",
     "Sinusoidal",
     "StoredKernel",
+    "Thresholds",
+    "Verdict",
     "Verification",
     "WrongKernel",
     "as_operator",
     "center",
+    "compare",
     "critical_learning_rate",
     "deep_mlp",
     "effective_rank",
@@ -109,6 +114,7 @@ __all__ = [
     "taylor",
     "train",
     "train_ensemble",
+    "verdicts",
     "verify",
     "wishart_edge",
 ]

@@ -152,3 +152,17 @@ def test_without_a_closed_form_a_comparison_is_kept_and_drawn():
     assert set(figures) == {"functions", "training", "layers", "kernels"}
     texts = [text.get_text() for text in figures["training"].axes[0].get_legend().get_texts()]
     assert texts == ["network", "tangent model"]
+
+
+def test_large_data_have_the_kernel_of_a_sample_and_no_dense_closed_form():
+    x = jax.random.normal(jax.random.key(0), (1601, 1))
+    f = lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"]  # noqa: E731 (a function of one line)
+    w = {"a": jnp.ones((1, 1, 3)), "b": jnp.ones((1, 3, 2)) / 4}
+    data = Dataset(x, jnp.concatenate([jnp.sin(x), x], 1))
+    compared, history = compare_ensemble(f, w, data, optax.sgd(0.01), steps=2, grid_x=x[:2])
+    few = compared.kernel_examples
+    assert compared.closed is None
+    assert len(np.unique(few)) == 1000
+    last = jax.tree.map(lambda a: a[0, -1], history.params)
+    kernel = ntk(f, last, x[few], reduce="trace")
+    np.testing.assert_allclose(compared.kernels[0, -1], kernel, rtol=1e-10)

@@ -27,6 +27,7 @@ def test_the_own_model_of_the_readme_runs_and_says_how_lazy_it_was(capsys):
     printed = capsys.readouterr().out
     assert re.search(r"loss \d\S+ \(tangent model \d\S+\)", printed)
     assert re.search(r"weights moved by \S+%, kernel by \S+%, gap \S+", printed)
+    assert re.search(r"^lazy: the gap to the tangent model is 0\.002\d+ of what", printed, re.M)
     assert names["network"].loss[-1] < names["network"].loss[0]
     assert np.isfinite(names["gap"])
 

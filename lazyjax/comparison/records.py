@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-_SHARED = ("x", "y", "grid_x", "steps", "curve_steps", "kernel_steps")  # by all members
+_SHARED = (
+    "x",
+    "y",
+    "grid_x",
+    "steps",
+    "curve_steps",
+    "kernel_steps",
+    "kernel_examples",
+)  # by all members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +29,8 @@ class Course:
         The movement of each leaf, by its path.
     diverged_at : (E,)
         The step at which a member diverged; -1 if it did not.
-    train, grid : (E, G, N, 1) and (E, G, M, 1)
-        Outputs at `steps`, on the training points and where functions are drawn.
+    train, grid : (E, G, N, *out) and (E, G, M, *out)
+        Outputs at `steps`, on the training points and on those beside them.
     """
 
     loss: np.ndarray
@@ -40,7 +48,7 @@ class ClosedForm:
     Attributes
     ----------
     loss, movement : (E, G)
-    train, grid : (E, G, N, 1) and (E, G, M, 1)
+    train, grid : (E, G, N, *out) and (E, G, M, *out)
     gap : (E, G)
         Root mean square between tangent model and closed form, on the training points.
     """
@@ -58,15 +66,17 @@ class Comparison:
 
     Attributes
     ----------
-    x, y, grid_x : (N, 1), (N, 1) and (M, 1)
-        The training points by x, and where functions are drawn.
+    x, y, grid_x : (N, ...), (N, *out) and (M, ...)
+        The data, and the inputs beside them on which outputs are compared.
     steps, curve_steps, kernel_steps : (G,), (C,) and (P,)
         At which outputs, curves and kernels are recorded.
+    kernel_examples : (n,)
+        The examples whose kernels are recorded: all, or a sample.
     network, tangent : Course
     closed : ClosedForm, or None where there is none
     gap_train, gap_grid : (E, G)
         Root mean square between network and tangent model.
-    kernels : (E, P, N, N)
+    kernels : (E, P, n, n)
         Of the network, the mean over the outputs.
     kernel_change, kernel_alignment : (E, P)
         Of each kernel, from and with the first.
@@ -80,6 +90,7 @@ class Comparison:
     steps: np.ndarray
     curve_steps: np.ndarray
     kernel_steps: np.ndarray
+    kernel_examples: np.ndarray
     network: Course
     tangent: Course
     closed: ClosedForm | None

@@ -22,6 +22,8 @@ from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, PyTree
 
 _CURVE_POINTS = 600  # of a curve that is kept, log-spaced
 _KERNEL_POINTS = 16  # steps at which the kernel is measured, log-spaced
+_KERNEL_EXAMPLES = 1000  # of which kernels are computed, at most
+_DENSE = 3000  # N K, up to which the closed form is computed
 
 
 @partial(jax.jit, static_argnames=("factor", "momentum"))
@@ -150,9 +152,10 @@ def compare(
     Notes
     -----
     Beside the two trainings it takes the outputs on training and test points at about a hundred
-    steps, and the kernel of the mean of the outputs, (N, N), at sixteen. The closed form is added
-    where it is known: for the squared error on the full batch under gradient descent with one rate
-    and a heavy ball, however the optimiser was put together.
+    steps, and at sixteen the kernel of the mean of the outputs, of all examples or of 1000 of them,
+    drawn once (`kernel_examples`). The closed form is added where it is known: for the squared
+    error on the full batch under gradient descent with one rate and a heavy ball, however the
+    optimiser was put together, and up to 3000 outputs of all examples together.
 
     References
     ----------
@@ -228,8 +231,7 @@ def compare_ensemble(
     Returns
     -------
     Comparison
-        Its closed form is None where it has none: it is known for the squared error on the full
-        batch under gradient descent with one rate and a heavy ball.
+        Its closed form is None where there is none, as `compare` says.
     history : History
         Of the networks.
 
@@ -255,7 +257,7 @@ def compare_ensemble(
     moved = _course(of_tangent, at, _outputs(tangent, of_tangent.params, both), n)
 
     ball, factor = heavy_ball(optimizer, jax.tree.map(lambda w: w[0], start), steps), None
-    if batch_size is None or batch_size >= n:
+    if (batch_size is None or batch_size >= n) and network.train[0, 0].size <= _DENSE:
         factor = factor_of_squares(loss)
     alpha = np.broadcast_to(np.asarray(scale_of_loss(loss), network.train.dtype), (members,))
     closed, critical = None, np.full(members, np.nan)
@@ -264,7 +266,9 @@ def compare_ensemble(
 
     which = np.unique(np.linspace(0, len(grid) - 1, _KERNEL_POINTS).astype(int))
     recorded = jax.tree.map(lambda w: w[:, which], history.params)
-    kernels, change, alignment = map(np.asarray, _kernels(f, recorded, data.x))
+    few = np.sort(np.random.default_rng(0).choice(n, min(n, _KERNEL_EXAMPLES), replace=False))
+    of_few = jax.tree.map(lambda a: np.asarray(a)[few], data.x)
+    kernels, change, alignment = map(np.asarray, _kernels(f, recorded, of_few))
     compared = Comparison(
         x=data.x,
         y=data.y,
@@ -272,6 +276,7 @@ def compare_ensemble(
         steps=grid,
         curve_steps=at,
         kernel_steps=grid[which],
+        kernel_examples=few,
         network=network,
         tangent=moved,
         closed=closed,
