@@ -1,6 +1,6 @@
 """The equations of JAX: what their parameters are called, by version, and how they are evaluated.
 
-Nothing else in the library reads the parameters of an equation. What is not written here, a
+Nothing else in the library knows a parameter of an equation by name. What is not written here, a
 primitive with a new parameter or without one that is read, has no settings: whoever asks takes the
 way that needs none.
 """

@@ -1,7 +1,7 @@
 """Half precision computes in its own dtype, but is summed and kept in float32.
 
-Where that is done: gradients of a kernel in `leaves.split`, outputs in `factors.model`, losses and
-movements in `loop`, data in `training`.
+Kernels have it in `leaves.split` and `factors.model`, losses and movements in `loop`, data in
+`training`; metrics, norms and closed forms widen what they are given.
 """
 
 from typing import Any

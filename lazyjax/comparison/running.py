@@ -1,4 +1,4 @@
-"""An ensemble of networks and their tangent models, trained alike, beside the closed form."""
+"""Networks and their tangent models, trained alike, beside the closed form: one, or an ensemble."""
 
 from functools import partial
 from typing import Any
