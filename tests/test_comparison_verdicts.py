@@ -1,5 +1,7 @@
 """One call, one word: cases of which it is known whether they are lazy."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,14 @@ def test_a_linear_model_is_its_tangent_model(module):
     assert found.gap < 1e-10
     assert found.kernel_change < 1e-12
     assert found.until is None
+
+
+def test_rounding_is_no_gap_where_nothing_is_learned_yet():
+    compared = compare(*network(shallow_mlp(30)), DATA, optax.sgd(0.01), steps=20)
+    rounded = compared.gap_train + 1e-17 * np.abs(compared.network.train).max()
+    assert verdicts(replace(compared, gap_train=rounded))[0].until is None
+    off = compared.gap_train + 1e-3
+    assert verdicts(replace(compared, gap_train=off))[0].until == 0
 
 
 def test_a_tangent_model_is_its_own_tangent_model():

@@ -21,6 +21,7 @@ class Thresholds(NamedTuple):
 
 
 THRESHOLDS = Thresholds()
+_ROUNDING = 100  # epsilons of the outputs, up to which two models are one
 
 
 class Verdict(NamedTuple):
@@ -33,7 +34,8 @@ class Verdict(NamedTuple):
         did, and `"nothing learned"` if the outputs of the network did not change.
     gap : float
         The root mean square between network and tangent model on the training points at the end,
-        over that between the network at the end and at the start: the share of what was learned.
+        over that between the network at the end and at the start: the share of what was learned. 0
+        where it is rounding.
     kernel_change : float
         norm(Theta - Theta_0) / norm(Theta_0) at the end, of the network.
     until : int or None
@@ -89,10 +91,12 @@ def verdicts(compared: Comparison, thresholds: Thresholds = THRESHOLDS) -> list[
 def _verdict(compared: Comparison, member: int, thresholds: Thresholds) -> Verdict:
     outputs = compared.network.train[member]
     gap, change = compared.gap_train[member], float(compared.kernel_change[member, -1])
+    inner = tuple(range(1, outputs.ndim))
     with np.errstate(all="ignore"):  # nothing is learned at the start, and what diverges overflows
-        moved = np.square(outputs - outputs[:1])
-        learned = np.sqrt(np.mean(moved, axis=tuple(range(1, moved.ndim))))
-        share = np.where(gap > 0, gap / learned, 0.0)
+        learned = np.sqrt(np.mean(np.square(outputs - outputs[:1]), axis=inner))
+        size = np.sqrt(np.mean(np.square(outputs), axis=inner))
+        rounding = _ROUNDING * np.finfo(outputs.dtype).eps * size
+        share = np.where(gap > rounding, gap / learned, 0.0)
     passed = np.flatnonzero(share > thresholds.lazy)
     until = int(compared.steps[passed[0]]) if len(passed) else None
     end, steps = float(share[-1]), (compared.network.diverged_at, compared.tangent.diverged_at)
