@@ -180,7 +180,7 @@ _OF_FLOATS = (
 def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
     """Check what one member is trained on; shapes only, so under `jax.vmap` too."""
     inner = _innermost(loss)
-    if inner in _OF_FLOATS[:2]:
+    if factor_of_squares(loss) is not None:
         checks.floating("data.y", data.y)
     floats = all(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(data.y))
     if floats and inner in _OF_FLOATS:

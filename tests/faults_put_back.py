@@ -21,7 +21,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # each program runs o
 
 from test_kernel_random_models import CALLS, check, nets  # noqa: E402 (JAX is told first)
 
-from lazyjax.factors import pair, planning, walk  # noqa: E402
+from lazyjax.factors import pair, planning, walk  # noqa: E402 (JAX is told first)
 
 SEEDS, MODELS = range(1, 6), 30
 

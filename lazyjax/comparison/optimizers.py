@@ -5,6 +5,7 @@ gradients go in at random weights, one for each step of a run, and what comes ou
 heavy ball makes of them, at every step.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ def heavy_ball(
     gradients = rng.normal(size=shape) * 10.0 ** rng.uniform(-8, 8, shape[:1])[:, None, None]
     gradients[0], gradients[1] = 1, 0  # the first two updates are -rate and -rate momentum, exactly
     try:
-        updates = _updates(optimizer, structure, gradients, rng.normal(size=shape))
+        updates = np.asarray(_updates(optimizer, structure, gradients, rng.normal(size=shape)))
     except Exception:  # it asks for more than the gradient, or for leaves of other shapes
         return None
     rate = -updates[0].flat[0]
@@ -76,9 +77,10 @@ def heavy_ball(
     return HeavyBall(float(rate), float(momentum)) if 0 <= momentum < 1 else None
 
 
+@partial(jax.jit, static_argnames=("optimizer", "structure"))
 def _updates(
     optimizer: optax.GradientTransformation, structure: Any, gradients: Any, weights: Any
-) -> np.ndarray:
+) -> jax.Array:
     """Give what the optimiser makes of gradients (T, leaves, entries) at so many weights."""
 
     def tree(rows: jax.Array) -> Params:
@@ -89,5 +91,4 @@ def _updates(
         update, state = optimizer.update(tree(gradient), state, tree(w))
         return state, jnp.stack(jax.tree.leaves(update))
 
-    start = optimizer.init(tree(jnp.asarray(weights[0])))
-    return np.asarray(jax.lax.scan(step, start, (jnp.asarray(gradients), jnp.asarray(weights)))[1])
+    return jax.lax.scan(step, optimizer.init(tree(weights[0])), (gradients, weights))[1]

@@ -6,15 +6,8 @@ from typing import Any
 
 import numpy as np
 
-_SHARED = (
-    "x",
-    "y",
-    "grid_x",
-    "steps",
-    "curve_steps",
-    "kernel_steps",
-    "kernel_examples",
-)  # by all members
+# by all members
+_SHARED = ("x", "y", "grid_x", "steps", "curve_steps", "kernel_steps", "kernel_examples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +74,7 @@ class Comparison:
     kernel_change, kernel_alignment : (E, P)
         Of each kernel, from and with the first.
     critical_learning_rate : (E,)
-        Of gradient descent on the tangent model.
+        Of gradient descent on the tangent model; NaN where there is no closed form.
     """
 
     x: np.ndarray

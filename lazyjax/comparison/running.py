@@ -88,10 +88,14 @@ def _outputs(f: ModelFunction, on_grid: Params, x: PyTree) -> jax.Array:
     return jax.lax.map(lambda w: f(w, x), on_grid)
 
 
-def _rms(difference: np.ndarray) -> np.ndarray:
+def _mean_square(difference: np.ndarray) -> np.ndarray:
     """Average over examples and outputs, (E, G, N, *out) -> (E, G)."""
     with np.errstate(over="ignore", invalid="ignore"):  # of what has diverged
-        return np.sqrt(np.mean(np.square(difference), axis=tuple(range(2, difference.ndim))))
+        return np.mean(np.square(difference), axis=tuple(range(2, difference.ndim)))
+
+
+def _rms(difference: np.ndarray) -> np.ndarray:
+    return np.sqrt(_mean_square(difference))
 
 
 def _course(history: History, at: np.ndarray, outputs: jax.Array, n: int) -> Course:
@@ -256,12 +260,12 @@ def compare_ensemble(
     network = _course(history, at, _outputs(f, history.params, both), n)
     moved = _course(of_tangent, at, _outputs(tangent, of_tangent.params, both), n)
 
-    ball, factor = heavy_ball(optimizer, jax.tree.map(lambda w: w[0], start), steps), None
-    if (batch_size is None or batch_size >= n) and network.train[0, 0].size <= _DENSE:
-        factor = factor_of_squares(loss)
-    alpha = np.broadcast_to(np.asarray(scale_of_loss(loss), network.train.dtype), (members,))
     closed, critical = None, np.full(members, np.nan)
+    full = batch_size is None or batch_size >= n
+    factor = factor_of_squares(loss) if full and network.train[0, 0].size <= _DENSE else None
+    ball = None if factor is None else heavy_ball(optimizer, start, steps)
     if ball is not None and factor is not None:
+        alpha = np.broadcast_to(np.asarray(scale_of_loss(loss), network.train.dtype), (members,))
         closed, critical = _closed(f, start, anchor, data, grid_x, grid, ball, factor, alpha, moved)
 
     which = np.unique(np.linspace(0, len(grid) - 1, _KERNEL_POINTS).astype(int))
@@ -310,8 +314,6 @@ def _closed(
         return form(f, start, anchor, data, grid_x, steps, rate, alpha=alpha)
 
     train, grid, movement, critical = map(np.asarray, jax.vmap(of_member)(f, start, anchor, alpha))
-    with np.errstate(over="ignore", invalid="ignore"):  # of what has diverged
-        squares = np.mean(np.square(train - np.asarray(data.y)), axis=tuple(range(2, train.ndim)))
-    loss = factor * squares / np.square(alpha)[:, None]
+    loss = factor * _mean_square(train - np.asarray(data.y)) / np.square(alpha)[:, None]
     gap = _rms(train - tangent.train)
     return ClosedForm(loss=loss, movement=movement, train=train, grid=grid, gap=gap), critical

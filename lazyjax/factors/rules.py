@@ -124,9 +124,8 @@ class Rule(NamedTuple):
     """A row of `RULES`."""
 
     label: str  # in the table of `explain`
-    use: Callable[
-        [JaxprEqn, int, View], Use | None
-    ]  # known equation, operand, view; None: not covered
+    # of a known equation, an operand and its view; None: not covered
+    use: Callable[[JaxprEqn, int, View], Use | None]
 
 
 RULES = {
