@@ -123,7 +123,8 @@ def test_the_word_follows_the_thresholds():
     ("change", "message"),
     [
         ({"steps": 0}, "`steps` must be at least 1"),
-        ({"test_x": jnp.ones((3, 2))}, "`params` and `x` must fit the model"),
+        ({"test_x": jnp.ones((3, 2))}, "`test_x` must hold examples like those of `data.x`"),
+        ({"test_x": {"x": jnp.ones((3, 1))}}, "`test_x` must hold examples like those of `data.x`"),
         ({"test_x": jnp.ones(())}, "`test_x` must have the batch on axis 0"),
         ({"anchor": jnp.ones(3)}, "`anchor` must have the structure of `params`"),
         ({"batch_size": 3}, "`key` must be given for mini-batches"),

@@ -13,7 +13,7 @@ from lazyjax import checks
 from lazyjax.comparison.optimizers import HeavyBall, heavy_ball
 from lazyjax.comparison.records import ClosedForm, Comparison, Course
 from lazyjax.dynamics import gradient_descent
-from lazyjax.kernels import ntk
+from lazyjax.kernels import ntk, same_examples
 from lazyjax.metrics import kernel_alignment, relative_kernel_change
 from lazyjax.spectrum import critical_learning_rate
 from lazyjax.tangent import linearize
@@ -182,7 +182,7 @@ def compare(
     if test_x is None:
         test_x = data[0]
     checks.batch("test_x", test_x)
-    checks.outputs(f, params, test_x)
+    same_examples(data[0], test_x, ("data.x", "test_x"))
 
     def alone(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda a: jnp.asarray(a)[None], tree)

@@ -4,7 +4,14 @@ from lazyjax.kernels.computation import Job, engine_of, finished, jobs, kernels,
 from lazyjax.kernels.empirical import matrix, ntk
 from lazyjax.kernels.estimates import Estimate, estimate, explain, explanation
 from lazyjax.kernels.methods import METHODS, Engine
-from lazyjax.kernels.request import Options, Request, check, check_batch_size, only_output
+from lazyjax.kernels.request import (
+    Options,
+    Request,
+    check,
+    check_batch_size,
+    only_output,
+    same_examples,
+)
 from lazyjax.kernels.task import COPIES, REDUCTIONS
 from lazyjax.kernels.tiles import choose_blocks, contract, features
 
@@ -32,5 +39,6 @@ __all__ = [
     "matrix",
     "ntk",
     "only_output",
+    "same_examples",
     "whole",
 ]

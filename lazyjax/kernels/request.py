@@ -74,7 +74,7 @@ def check_batch_size(
     return int(b1), int(b2)
 
 
-def same_examples(x1: PyTree, x2: PyTree) -> None:
+def same_examples(x1: PyTree, x2: PyTree, names: tuple[str, str] = ("x1", "x2")) -> None:
     """Require two batches of examples of the same shapes."""
     shapes = [
         (jax.tree.structure(x), [np.shape(leaf)[1:] for leaf in jax.tree.leaves(x)])
@@ -82,7 +82,7 @@ def same_examples(x1: PyTree, x2: PyTree) -> None:
     ]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            "`x2` must hold examples like those of `x1`, of shapes "
+            f"`{names[1]}` must hold examples like those of `{names[0]}`, of shapes "
             f"{shapes[0][1]} in {shapes[0][0]}, got {shapes[1][1]} in {shapes[1][0]}. "
             "Pass inputs of the same model."
         )
