@@ -229,6 +229,17 @@ def has_custom_rule(equation: JaxprEqn) -> bool:
     return equation.primitive.name.startswith("custom_")
 
 
+def inlined(equation: JaxprEqn) -> Jaxpr | None:
+    """Give the closed jaxpr that may be evaluated in the place of an equation; None if none may."""
+    if is_custom_jvp(equation):
+        body = equation.params.get("call_jaxpr")
+        return None if body is None else _closed(body)
+    if equation.primitive.name not in INLINE:
+        return None
+    call = settings(equation)
+    return None if call is None else call.body
+
+
 def source_of_rule(equation: JaxprEqn) -> str:
     """Give the name and the file of the function that has a custom rule; "" if it is not known."""
     body = equation.params.get("call_jaxpr")

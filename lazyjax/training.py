@@ -54,10 +54,10 @@ def scale_loss(loss: Loss, alpha: ArrayLike) -> Partial:
     Chizat, Oyallon, Bach 2019, equation 2.
     """
     checks.positive("alpha", alpha)
-    return Partial(_over_alpha_squared, _as_partial(loss), alpha)
+    return Partial(_over_alpha_squared, as_loss(loss), alpha)
 
 
-def _innermost(loss: Loss) -> Loss:
+def innermost(loss: Loss) -> Loss:
     while isinstance(loss, Partial):
         loss = loss.args[0] if loss.func is _over_alpha_squared else loss.func
     return loss
@@ -74,7 +74,7 @@ def scale_of_loss(loss: Loss) -> Any:
 
 def factor_of_squares(loss: Loss) -> float | None:
     """Tell how often a loss holds the squared error: 1, 1/2, or None where it is another."""
-    inner = _innermost(loss)
+    inner = innermost(loss)
     if inner is optax.losses.squared_error:
         return 1.0
     return 0.5 if inner is optax.losses.l2_loss else None
@@ -179,7 +179,7 @@ _OF_FLOATS = (
 
 def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
     """Check what one member is trained on; shapes only, so under `jax.vmap` too."""
-    inner = _innermost(loss)
+    inner = innermost(loss)
     if factor_of_squares(loss) is not None:
         checks.floating("data.y", data.y)
     floats = all(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(data.y))
@@ -192,6 +192,25 @@ def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -
         raise TypeError(
             f"`loss` must give floats, got {value.dtype}. Pass a loss(prediction, y) of Optax."
         )
+
+
+def as_dataset(data: Any) -> Dataset:
+    """Require a pair of x and y."""
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise TypeError(
+            f"`data` must be Dataset(x, y), got {type(data).__name__}. Use Dataset(x, y)."
+        )
+    return Dataset(*data)
+
+
+def as_loss(loss: Loss) -> Partial:
+    """Require a function; give it as a pytree, whose arrays travel as arguments of `jit`."""
+    if not callable(loss):
+        raise TypeError(
+            f"`loss` must be callable, got {type(loss).__name__}. "
+            "Pass a loss(prediction, y) of Optax."
+        )
+    return loss if isinstance(loss, Partial) else Partial(loss)
 
 
 def _prepare(
@@ -207,25 +226,13 @@ def _prepare(
         raise ValueError(
             f"`steps` must be below 2^31, got {settings.steps}. Train in several runs."
         )
-    if not callable(loss):
-        raise TypeError(
-            f"`loss` must be callable, got {type(loss).__name__}. "
-            "Pass a loss(prediction, y) of Optax."
-        )
-    if not isinstance(data, tuple) or len(data) != 2:
-        raise TypeError(
-            f"`data` must be Dataset(x, y), got {type(data).__name__}. Use Dataset(x, y)."
-        )
+    data, loss = as_dataset(data), as_loss(loss)
     checks.known("params", (f, loss, params), "train")
     checks.known("data", data, "train")
     checks.floating("params", params)
     checks.finite("params", params)
     params, data = jax.tree.map(jnp.asarray, (params, Dataset(data[0], widened(data[1]))))
-    return Problem(checks.model_function(f), _as_partial(loss), params, data)
-
-
-def _as_partial(loss: Loss) -> Partial:
-    return loss if isinstance(loss, Partial) else Partial(loss)
+    return Problem(checks.model_function(f), loss, params, data)
 
 
 @in_any_program()

@@ -1,115 +1,39 @@
-"""Networks and their tangent models, trained alike, beside the closed form: one, or an ensemble."""
+"""Networks and their tangent models, trained alike and measured alike: one, or an ensemble."""
 
-from functools import partial
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from lazyjax import checks
+from lazyjax.comparison.amounts import amounts
+from lazyjax.comparison.classes import classes_of
+from lazyjax.comparison.measuring import Member, measured
 from lazyjax.comparison.optimizers import HeavyBall, heavy_ball
-from lazyjax.comparison.records import ClosedForm, Comparison, Course
-from lazyjax.dynamics import gradient_descent
-from lazyjax.kernels import ntk, same_examples
-from lazyjax.metrics import kernel_alignment, relative_kernel_change
-from lazyjax.spectrum import critical_learning_rate
-from lazyjax.tangent import linearize
-from lazyjax.training import factor_of_squares, log_grid, scale_of_loss, train_ensemble
+from lazyjax.comparison.records import Comparison, join
+from lazyjax.kernels import check, only_output, same_examples
+from lazyjax.memory import bytes_of
+from lazyjax.tangent import center, linearize, scale
+from lazyjax.training import (
+    as_dataset,
+    as_loss,
+    factor_of_squares,
+    innermost,
+    scale_loss,
+    train,
+    train_ensemble,
+)
 from lazyjax.types import Dataset, History, Loss, ModelFunction, Params, PyTree
-
-_CURVE_POINTS = 600  # of a curve that is kept, log-spaced
-_KERNEL_POINTS = 16  # steps at which the kernel is measured, log-spaced
-_KERNEL_EXAMPLES = 1000  # of which kernels are computed, at most
-_DENSE = 3000  # N K, up to which the closed form is computed
-
-
-@partial(jax.jit, static_argnames=("factor", "momentum"))
-def _closed_form(
-    f: ModelFunction,
-    start: Params,
-    anchor: Params,
-    data: Dataset,
-    grid_x: PyTree,
-    steps: jax.Array,
-    learning_rate: jax.Array,
-    factor: float,
-    alpha: jax.Array,
-    momentum: float,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Predict one member's tangent model at `steps`, and give its critical learning rate.
-
-    Before that come the outputs on the training points and on the grid, and the movement. The loss
-    is the squared error times `factor` / alpha^2.
-    """
-    f_lin = linearize(f, anchor)
-    kernel = ntk(f, anchor, data.x)
-    dynamics = gradient_descent(
-        kernel,
-        data.y,
-        f_lin(start, data.x),
-        learning_rate=learning_rate * factor / alpha**2,
-        momentum=momentum,
-    )
-    coefficients = dynamics.coefficients(steps)  # (G, N, *out)
-    moved = dynamics.train(steps) - dynamics.train(jnp.zeros((1,), steps.dtype))
-    inner = tuple(range(1, moved.ndim))
-    square = jnp.sum(coefficients * moved, axis=inner)  # norm(J^T a)^2 = a^T Theta a
-    critical = alpha**2 / factor * critical_learning_rate(kernel, momentum=momentum)
-    return (
-        dynamics.train(steps),
-        dynamics.test(steps, ntk(f, anchor, grid_x, data.x), f_lin(start, grid_x)),
-        jnp.sqrt(jnp.maximum(square, 0.0)) / optax.tree.norm(start),
-        critical,
-    )
-
-
-@jax.jit
-@partial(jax.vmap, in_axes=(0, 0, None))
-def _kernels(f: ModelFunction, on_grid: Params, x: PyTree) -> tuple[jax.Array, ...]:
-    """Compute the trace kernel of each member at each of its recorded parameters.
-
-    Beside them their relative changes from the first, and their alignments with it.
-    """
-    kernels = jax.lax.map(lambda w: ntk(f, w, x, reduce="trace"), on_grid)
-    return (
-        kernels,
-        jax.vmap(relative_kernel_change, (0, None))(kernels, kernels[0]),
-        jax.vmap(kernel_alignment, (0, None))(kernels, kernels[0]),
-    )
-
-
-@jax.jit
-@partial(jax.vmap, in_axes=(0, 0, None))
-def _outputs(f: ModelFunction, on_grid: Params, x: PyTree) -> jax.Array:
-    """Compute the outputs of each member at each of its recorded parameters."""
-    return jax.lax.map(lambda w: f(w, x), on_grid)
-
-
-def _mean_square(difference: np.ndarray) -> np.ndarray:
-    """Average over examples and outputs, (E, G, N, *out) -> (E, G)."""
-    with np.errstate(over="ignore", invalid="ignore"):  # of what has diverged
-        return np.mean(np.square(difference), axis=tuple(range(2, difference.ndim)))
-
-
-def _rms(difference: np.ndarray) -> np.ndarray:
-    return np.sqrt(_mean_square(difference))
-
-
-def _course(history: History, at: np.ndarray, outputs: jax.Array, n: int) -> Course:
-    """Give the course of an ensemble, whose outputs on the n training points come first."""
-    diverged_at = history.diverged_at if isinstance(history.diverged_at, tuple) else ()
-    values = np.asarray(outputs)
-    return Course(
-        loss=history.loss[:, at],
-        movement=history.weight_movement[:, at],
-        layer={leaf: curve[:, at] for leaf, curve in history.layer_movement.items()},
-        diverged_at=np.array([-1 if t is None else t for t in diverged_at]),
-        train=values[:, :, :n],
-        grid=values[:, :, n:],
-    )
 
 
 def compare(
@@ -119,11 +43,14 @@ def compare(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    test_x: PyTree | None = None,
+    test: Dataset | PyTree | None = None,
     loss: Loss = optax.losses.squared_error,
     key: jax.Array | None = None,
     batch_size: int | None = None,
     anchor: Params | None = None,
+    alpha: ArrayLike | Sequence[float] | None = None,
+    memory: int | float | str = "2GiB",
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Comparison:
     """Compare a network with its tangent model: both trained alike, and measured alike.
 
@@ -137,29 +64,39 @@ def compare(
         x (N, ...) and y, what the loss takes.
     optimizer, steps, loss, key, batch_size
         As in `train`. Network and tangent model have the same mini-batches.
-    test_x : array (M, ...) or pytree, optional
-        Inputs beside those of the data on which the two are compared; the data again by default.
+    test : Dataset, or array (M, ...) or pytree, optional
+        Points beside those of the data on which the two are compared, with targets or without.
     anchor : pytree, optional
         Where the tangent model expands, `params` by default.
+    alpha : float, or (E,) of them, optional
+        Train alpha (f - f(params)), the loss divided by alpha^2; several are the members.
+    memory : str or number of bytes
+        A budget for what is measured and recorded (not for training): beyond it, and where it would
+        cost more than its share of training, kernels are of a random sample of the examples, and
+        the closed form is computed without forming the kernel.
+    checkpoint : path, optional
+        A folder, made if it is missing, where both trainings keep what they have: the same call
+        goes on from it.
 
     Returns
     -------
     Comparison
-        With one member. `verdicts(comparison)` says in a word whether it was lazy.
+        With one member, or one for each alpha. `lazyjax.verdicts` says of each whether it was lazy.
 
     Raises
     ------
     TypeError, ValueError
-        As `train`; ValueError also if `anchor` is no tree like `params`, or `test_x` holds other
-        examples than `data.x`.
+        As `train` and `ntk`; ValueError also if `anchor` is no tree like `params`, `test` holds
+        other examples than `data.x`, `alpha` is not positive, or `memory` is no amount.
 
     Notes
     -----
-    Beside the two trainings it takes the outputs on training and test points at about a hundred
-    steps, and at sixteen the kernel of the mean of the outputs, of all examples or of 1000 of them,
-    drawn once (`kernel_examples`). The closed form is added where it is known: for the squared
-    error on the full batch under gradient descent with one rate and a heavy ball, however the
-    optimiser was put together, and up to 3000 outputs of all examples together.
+    Beside the two trainings it takes the outputs of both on training and test points at about a
+    hundred steps, and at sixteen the kernel of the mean of the outputs and the sharpness. What
+    takes more than a twentieth of the operations of training, and more than a second, is done at
+    fewer steps and on fewer examples, drawn once (`examples`, `kernel_examples`). The closed form
+    is added where it is known: for the squared error on the full batch under gradient descent with
+    one rate and a heavy ball, however the optimiser was put together.
 
     References
     ----------
@@ -175,145 +112,261 @@ def compare(
     >>> verdicts(compared)[0].word  # a linear model is its tangent model
     'lazy'
     """
-    f = checks.model_function(f)
-    checks.batch("data.x", data[0])
+    data, loss = as_dataset(data), as_loss(loss)
+    plan = _Plan(optimizer, steps, batch_size, key, memory, checkpoint)
+    if alpha is None:
+        return _compared(plan, _Models(f, params, loss, anchor), data, test)
+    if np.ndim(alpha) > 1 or np.size(alpha) == 0:
+        raise ValueError(
+            f"`alpha` must be a number or a list of them, got shape {np.shape(alpha)}. Use "
+            "(1.0, 10.0, 100.0)."
+        )
+    checks.positive("alpha", alpha)
+    checks.floating("params", params)
     if anchor is not None:
         checks.same_tree("anchor", anchor, params, "params")
-    if test_x is None:
-        test_x = data[0]
-    checks.batch("test_x", test_x)
-    same_examples(data[0], test_x, ("data.x", "test_x"))
-
-    def alone(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: jnp.asarray(a)[None], tree)
-
-    compared, _ = compare_ensemble(
-        alone(f),
-        alone(params),
-        Dataset(*data),
-        optimizer,
-        steps=steps,
-        grid_x=test_x,
-        loss=alone(loss) if isinstance(loss, Partial) else loss,
-        key=key,
-        batch_size=batch_size,
-        anchor=None if anchor is None else alone(anchor),
-    )
-    return compared
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    alphas = np.atleast_1d(np.asarray(alpha, dtype))
+    models = _scaled(_Models(checks.model_function(f), params, loss, anchor), alphas)
+    several = np.ndim(alpha) == 1
+    if not several:
+        models = _member(models, 0)
+    return _compared(plan, models, data, test, several=several, alphas=alphas)
 
 
 def compare_ensemble(
     f: ModelFunction,
-    start: Params,
+    params: Params,
     data: Dataset,
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    grid_x: PyTree,
+    test: Dataset | PyTree | None = None,
     loss: Loss = optax.losses.squared_error,
     key: jax.Array | None = None,
     batch_size: int | None = None,
     anchor: Params | None = None,
-) -> tuple[Comparison, History]:
-    """Train an ensemble and its tangent models alike, and predict the latter in closed form.
+    memory: int | float | str = "2GiB",
+    checkpoint: str | PathLike[str] | None = None,
+) -> Comparison:
+    """Compare many networks with their tangent models: seeds, anchors, models of one structure.
 
     Parameters
     ----------
     f : ModelFunction
-        With one output array; one for all, or made under `jax.vmap`, one a member.
-    start : pytree of (E, ...)
+        With one output array; one for all, or made under `jax.vmap`, one a member: every array that
+        it holds has the members on axis 0.
+    params : pytree of (E, ...)
         Where training starts.
     data : Dataset
-        x (N, ...), y (N, *out), the same for all members.
-    optimizer, steps, loss, key, batch_size
-        As in `lazyjax.train_ensemble`. The same mini-batches for networks and tangent models.
-    grid_x : array (M, ...) or pytree
-        Inputs beside those of the data, on which outputs are compared.
+        x (N, ...) and y, the same for all members.
     anchor : pytree of (E, ...), optional
-        Where the tangent models expand, `start` by default.
+        Where the tangent models expand, `params` by default.
+    loss : callable
+        As in `train`; every array that it holds has the members on axis 0.
+    optimizer, steps, test, key, batch_size, memory, checkpoint
+        As in `compare`. Each member draws its own mini-batches.
 
     Returns
     -------
     Comparison
-        Its closed form is None where there is none, as `compare` says.
-    history : History
-        Of the networks.
+        With E members.
 
     Raises
     ------
     TypeError, ValueError
-        As `lazyjax.train_ensemble`.
+        As `compare`; ValueError also if leaves differ in the number of members.
+
+    Examples
+    --------
+    >>> data = Dataset(jnp.eye(3), jnp.ones((3, 1)))
+    >>> w = jnp.zeros((2, 3, 1))
+    >>> compare_ensemble(lambda w, x: x @ w, w, data, optax.sgd(0.1), steps=5).members
+    2
     """
-    members, n = jax.tree.leaves(start)[0].shape[0], checks.batch("data.x", data.x)
-    anchor = start if anchor is None else anchor
-    f = f if isinstance(f, Partial) else Partial(f)
-    tangent = jax.vmap(linearize)(f, anchor)
-    settings: dict[str, Any] = {"steps": steps, "loss": loss, "batch_size": batch_size}
-    again = None if key is None else jax.random.clone(key)  # the same mini-batches
-    history = train_ensemble(f, start, data, optimizer, key=key, label="network", **settings)
-    of_tangent = train_ensemble(
-        tangent, start, data, optimizer, key=again, label="tangent model", **settings
-    )
-
-    grid, at = history.steps, log_grid(steps, points=_CURVE_POINTS)
-    both = jax.tree.map(lambda *parts: np.concatenate(parts), data.x, grid_x)
-    network = _course(history, at, _outputs(f, history.params, both), n)
-    moved = _course(of_tangent, at, _outputs(tangent, of_tangent.params, both), n)
-
-    closed, critical = None, np.full(members, np.nan)
-    full = batch_size is None or batch_size >= n
-    factor = factor_of_squares(loss) if full and network.train[0, 0].size <= _DENSE else None
-    ball = None if factor is None else heavy_ball(optimizer, start, steps)
-    if ball is not None and factor is not None:
-        alpha = np.broadcast_to(np.asarray(scale_of_loss(loss), network.train.dtype), (members,))
-        closed, critical = _closed(f, start, anchor, data, grid_x, grid, ball, factor, alpha, moved)
-
-    which = np.unique(np.linspace(0, len(grid) - 1, _KERNEL_POINTS).astype(int))
-    recorded = jax.tree.map(lambda w: w[:, which], history.params)
-    few = np.sort(np.random.default_rng(0).choice(n, min(n, _KERNEL_EXAMPLES), replace=False))
-    of_few = jax.tree.map(lambda a: np.asarray(a)[few], data.x)
-    kernels, change, alignment = map(np.asarray, _kernels(f, recorded, of_few))
-    compared = Comparison(
-        x=data.x,
-        y=data.y,
-        grid_x=jax.tree.map(np.asarray, grid_x),
-        steps=grid,
-        curve_steps=at,
-        kernel_steps=grid[which],
-        kernel_examples=few,
-        network=network,
-        tangent=moved,
-        closed=closed,
-        gap_train=_rms(network.train - moved.train),
-        gap_grid=_rms(network.grid - moved.grid),
-        kernels=kernels,
-        kernel_change=change,
-        kernel_alignment=alignment,
-        critical_learning_rate=critical,
-    )
-    return compared, history
+    data, loss = as_dataset(data), as_loss(loss)
+    plan = _Plan(optimizer, steps, batch_size, key, memory, checkpoint)
+    return _compared(plan, _Models(f, params, loss, anchor), data, test, several=True)
 
 
-def _closed(
-    f: ModelFunction,
-    start: Params,
-    anchor: Params,
+class _Plan(NamedTuple):
+    """How it is trained, and within what it is measured."""
+
+    optimizer: optax.GradientTransformation
+    steps: int
+    batch_size: int | None
+    key: jax.Array | None
+    memory: int | float | str
+    checkpoint: str | PathLike[str] | None
+
+
+class _Models(NamedTuple):
+    """What is trained; of several, members on axis 0 of every array."""
+
+    f: Any
+    start: Params
+    loss: Partial
+    anchor: Params | None
+
+
+def _member(tree: PyTree, index: int) -> Any:
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+@jax.jit
+def _scaled(models: _Models, alphas: jax.Array) -> _Models:
+    """Give alpha (f - f(w0)) and the loss / alpha^2 for each alpha."""
+    f, start, loss, anchor = models
+
+    def one(alpha: jax.Array) -> _Models:
+        return _Models(scale(center(f, start), alpha), start, scale_loss(loss, alpha), anchor)
+
+    # under vmap weights that are the same for all alphas come out once an alpha
+    return jax.vmap(one)(alphas)
+
+
+def _checked(plan: _Plan, models: _Models, data: Dataset, test: Any) -> Dataset | None:
+    """Check what training does not check itself; give the test points."""
+    checks.whole("steps", plan.steps, least=1)
+    if plan.batch_size is not None:
+        checks.whole("batch_size", plan.batch_size, least=1)
+    bytes_of(plan.memory)
+    checks.known("params", tuple(models), "compare")
+    checks.floating("params", models.start)
+    checks.batch("data.x", data.x)
+    if models.anchor is not None:
+        checks.same_tree("anchor", models.anchor, models.start, "params")
+        checks.floating("anchor", models.anchor)
+    if test is None:
+        return None
+    test = test if isinstance(test, Dataset) else Dataset(test, None)
+    m = checks.batch("test", test.x)
+    same_examples(data.x, test.x, ("data.x", "test"))
+    checks.finite("test", test)
+    if test.y is not None:
+        same_examples(data.y, test.y, ("data.y", "test.y"))
+        if checks.batch("test.y", test.y) != m:
+            raise ValueError(
+                f"`test` must have one target for each of its {m} examples, got "
+                f"{checks.batch('test.y', test.y)}. Use Dataset(x, y) of one batch, or x alone."
+            )
+    return test
+
+
+def _compared(
+    plan: _Plan,
+    models: _Models,
     data: Dataset,
-    grid_x: PyTree,
-    steps: np.ndarray,
-    ball: HeavyBall,
-    factor: float,
-    alpha: np.ndarray,
-    tangent: Course,
-) -> tuple[ClosedForm, np.ndarray]:
-    """Give the closed form of every member, and its critical learning rate."""
-    form = partial(_closed_form, factor=factor, momentum=ball.momentum)
+    test: Any,
+    *,
+    several: bool = False,
+    alphas: np.ndarray | None = None,
+) -> Comparison:
+    """Train both and measure them."""
+    test = _checked(plan, models, data, test)
+    f, start, loss, anchor = models
+    f, anchor = checks.model_function(f), start if anchor is None else anchor
+    members = checks.batch("params", start) if several else 1
 
-    def of_member(f: Any, start: Params, anchor: Params, alpha: Any) -> Any:
-        rate = np.asarray(ball.learning_rate, tangent.train.dtype)
-        return form(f, start, anchor, data, grid_x, steps, rate, alpha=alpha)
+    def member(tree: PyTree, index: int) -> Any:
+        return _member(tree, index) if several else tree
 
-    train, grid, movement, critical = map(np.asarray, jax.vmap(of_member)(f, start, anchor, alpha))
-    loss = factor * _mean_square(train - np.asarray(data.y)) / np.square(alpha)[:, None]
-    gap = _rms(train - tangent.train)
-    return ClosedForm(loss=loss, movement=movement, train=train, grid=grid, gap=gap), critical
+    of_first = member((f, start), 0)
+    request = check(*of_first, data.x, reduce="trace")
+    out, _ = only_output(request, "a comparison")
+    tests = 0 if test is None else checks.batch("test", test.x)
+    how_much = amounts(
+        request,
+        tests,
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        memory=plan.memory,
+        members=members,
+    )
+    full = plan.batch_size is None or plan.batch_size >= request.n1
+    ball = heavy_ball(plan.optimizer, of_first[1], plan.steps)
+    files: dict[str, Path | None] = dict.fromkeys(("network", "tangent model"))
+    if plan.checkpoint is not None:
+        folder = Path(plan.checkpoint)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {name: folder / f"{name.replace(' ', '_')}.npz" for name in files}
+
+    def trained(model: Partial, label: str) -> History:
+        return (train_ensemble if several else train)(
+            model,
+            start,
+            data,
+            plan.optimizer,
+            steps=plan.steps,
+            loss=loss,
+            batch_size=plan.batch_size,
+            key=None if plan.key is None else jax.random.clone(plan.key),  # the same mini-batches
+            record=how_much.points,
+            checkpoint=files[label],
+            label=label,
+        )
+
+    tangent = (jax.vmap(linearize) if several else linearize)(f, anchor)
+    models_by_name = {"network": f, "tangent model": tangent}
+    histories = {name: trained(model, name) for name, model in models_by_name.items()}
+
+    settings = _settings(plan, of_first[1], loss, ball) | {
+        "examples": f"{request.n1:,}",
+        "test examples": f"{tests:,}" if tests else "none",
+        "outputs": f"{math.prod(out):,}",
+    }
+    compared = []
+    for i in range(members):
+        own = member((f, tangent, start, anchor, loss), i)
+        # the model as it is now, as the request has it
+        now = jax.tree.unflatten(jax.tree.structure(request.f), jax.tree.leaves(own[0]))
+        one = Member(
+            now,
+            *own[1:],
+            data=data,
+            test=test,
+            ball=ball,
+            no_closed_form=_why_none(loss, full, ball),
+            classes=classes_of(loss, data.y, out),
+            alpha=1.0 if alphas is None else float(alphas[i]),
+            settings=settings,
+        )
+        both = [h.member(i) if several else h for h in histories.values()]
+        asked = replace(request, f=now, params=own[2])
+        compared.append(measured(one, *both, how_much, asked))
+    return replace(join(compared) if several else compared[0], histories=histories)
+
+
+def _why_none(loss: Loss, full: bool, ball: HeavyBall | None) -> str:
+    """Say why there is no closed form; "" if there may be one."""
+    if factor_of_squares(loss) is None:
+        return f"the loss is {_name(innermost(loss))}, not the squared error"
+    if not full:
+        return "it is trained on mini-batches"
+    if ball is None:
+        return "the optimiser is not gradient descent with one rate, with or without a heavy ball"
+    return ""
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__).replace("_", " ")
+
+
+def _settings(plan: _Plan, start: Params, loss: Loss, ball: HeavyBall | None) -> dict[str, str]:
+    """Say what was asked for."""
+    optimizer = "an Optax optimiser that is not gradient descent with one rate"
+    if ball is not None:
+        optimizer = f"gradient descent, learning rate {ball.learning_rate:.4g}"
+        if ball.momentum:
+            optimizer += f", momentum {ball.momentum:.4g}"
+    weights = jax.tree.leaves(start)
+    return {
+        "parameters": f"{sum(w.size for w in weights):,}",
+        "dtype": str(jnp.result_type(*weights)),
+        "loss": _name(innermost(loss)),
+        "optimiser": optimizer,
+        "steps": f"{plan.steps:,}",
+        "batch": "all examples" if plan.batch_size is None else f"{plan.batch_size:,}",
+        "memory": str(plan.memory),
+        "lazyjax and jax": f"{version('lazyjax')} and {jax.__version__}",
+    }

@@ -1,5 +1,6 @@
 """The empirical neural tangent kernel: its methods, and what they will do and cost."""
 
+from lazyjax.kernels.budgets import operations_of, within_budget
 from lazyjax.kernels.computation import Job, engine_of, finished, jobs, kernels, whole
 from lazyjax.kernels.empirical import matrix, ntk
 from lazyjax.kernels.estimates import Estimate, estimate, explain, explanation
@@ -39,6 +40,8 @@ __all__ = [
     "matrix",
     "ntk",
     "only_output",
+    "operations_of",
     "same_examples",
     "whole",
+    "within_budget",
 ]

@@ -147,6 +147,10 @@ class Request:
         """Ask the same of other examples."""
         return replace(self, x1=x1, x2=x2)
 
+    def at(self, params: Params) -> "Request":
+        """Ask the same at other parameters."""
+        return replace(self, params=params)
+
     def having(self, **options: Any) -> "Request":
         """Ask for the same with other options."""
         return replace(self, options=self.options._replace(**options))

@@ -1,0 +1,125 @@
+"""The activation patterns of a ReLU network: which units are on, read from the model's own jaxpr."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal
+from jax.tree_util import Partial
+
+from lazyjax import checks
+from lazyjax.equations import Jaxpr, evaluate, inlined, inner_jaxprs
+from lazyjax.types import ModelFunction, Params, PyTree
+
+
+def _operand(equation: JaxprEqn) -> Any:
+    """Give what a ReLU is taken of, max(a, 0); None where an equation is none."""
+    if equation.primitive.name != "max":
+        return None
+    a, b = equation.invars
+    for operand, other in ((a, b), (b, a)):
+        if isinstance(other, Literal) and np.ndim(other.val) == 0 and other.val == 0:
+            return operand
+    return None
+
+
+def _holds_relu(jaxpr: Jaxpr) -> bool:
+    return any(
+        _operand(e) is not None or any(map(_holds_relu, inner_jaxprs(e))) for e in jaxpr.eqns
+    )
+
+
+def _is_open(jaxpr: Jaxpr, moving: list[bool]) -> tuple[bool, bool, list[bool]]:
+    """Tell whether a jaxpr has ReLUs of what moves, whether all can be seen, and what moves out."""
+    alive = {v for v, m in zip(jaxpr.invars, moving, strict=True) if m}
+    has, seen = False, True
+    for equation in jaxpr.eqns:
+        inputs = [not isinstance(v, Literal) and v in alive for v in equation.invars]
+        outputs, body = [any(inputs)] * len(equation.outvars), inlined(equation)
+        if any(inputs):
+            if body is not None:
+                inside, visible, outputs = _is_open(body.jaxpr, inputs)
+                has, seen = has or inside, seen and visible
+            elif _operand(equation) is not None:
+                has = True
+            elif any(map(_holds_relu, inner_jaxprs(equation))):  # of a loop or a branch
+                has, seen = True, False
+        alive |= {v for v, m in zip(equation.outvars, outputs, strict=True) if m}
+    return has, seen, [not isinstance(v, Literal) and v in alive for v in jaxpr.outvars]
+
+
+def _run(
+    closed: Jaxpr, inputs: list[Any], moving: list[bool], found: list[Any]
+) -> tuple[list[Any], list[bool]]:
+    """Evaluate a jaxpr; `found` gets what the ReLUs of what moves are taken of."""
+    jaxpr = closed.jaxpr
+    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(jaxpr.invars, inputs, strict=True))
+    alive = {v for v, m in zip(jaxpr.invars, moving, strict=True) if m}
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else values[v]
+
+    def moves(v: Any) -> bool:
+        return not isinstance(v, Literal) and v in alive
+
+    for equation in jaxpr.eqns:
+        own, body = list(map(moves, equation.invars)), inlined(equation)
+        operand = _operand(equation)
+        if operand is not None and moves(operand):
+            found.append(read(operand))
+        if body is not None:
+            out, outputs = _run(body, list(map(read, equation.invars)), own, found)
+        else:
+            out, outputs = evaluate(jaxpr, equation, read), [any(own)] * len(equation.outvars)
+        values |= dict(zip(equation.outvars, out, strict=True))
+        alive |= {v for v, m in zip(equation.outvars, outputs, strict=True) if m}
+    return list(map(read, jaxpr.outvars)), list(map(moves, jaxpr.outvars))
+
+
+def relu_inputs(f: ModelFunction, params: Params, x: PyTree) -> Partial | None:
+    """Give the function that computes what the ReLUs of a model are taken of.
+
+    Parameters
+    ----------
+    f : ModelFunction
+    params : pytree
+    x : array (N, ...) or pytree
+        Both for their shapes.
+
+    Returns
+    -------
+    jax.tree_util.Partial, or None
+        `g(params, x)` -> a tuple of arrays, one for each max(a, 0) of an `a` that depends on the
+        parameters, in the order in which they are computed: what `lazyjax.metrics.pattern_change`
+        takes. None where the model has none, or has them in loops or branches, which are not
+        looked into.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `f` is no function, or `params` and `x` do not fit it.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> f = lambda w, x: jnp.sum(jax.nn.relu(x @ w), axis=1)
+    >>> w, x = jnp.array([[1.0, -1.0]]), jnp.ones((1, 1))
+    >>> relu_inputs(f, w, x)(w, x)[0].tolist()
+    [[1.0, -1.0]]
+    >>> relu_inputs(lambda w, x: jnp.tanh(x @ w), w, x)
+    """
+    f = checks.model_function(f)
+    checks.outputs(f, params, x)
+    has, seen, _ = _is_open(jax.make_jaxpr(f)(params, x).jaxpr, _marks(params, x))
+    return Partial(_inputs, f) if has and seen else None
+
+
+def _marks(params: Params, x: PyTree) -> list[bool]:
+    return [True] * len(jax.tree.leaves(params)) + [False] * len(jax.tree.leaves(x))
+
+
+def _inputs(f: Partial, params: Params, x: PyTree) -> tuple[jax.Array, ...]:
+    found: list[jax.Array] = []
+    _run(jax.make_jaxpr(f)(params, x), jax.tree.leaves((params, x)), _marks(params, x), found)
+    return tuple(found)
