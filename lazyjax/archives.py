@@ -51,12 +51,13 @@ def named_arrays(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
         if isinstance(value, list | tuple):
             kind = "list" if isinstance(value, list) else "tuple"
             return {kind: entries(enumerate(value), path)}
-        leaves = jax.tree.leaves(value)
-        if len(leaves) != 1 or leaves[0] is not value:  # a node that only JAX knows
-            return {"dict": entries(zip(leaf_names(value), leaves, strict=True), path)}
-        if jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
-            value = jax.random.key_data(value)
-        arrays[prefix + path] = np.asarray(widened(value))
+        leaf: Any = value
+        leaves = jax.tree.leaves(leaf)
+        if len(leaves) != 1 or leaves[0] is not leaf:  # a node that only JAX knows
+            return {"dict": entries(zip(leaf_names(leaf), leaves, strict=True), path)}
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        arrays[prefix + path] = np.asarray(widened(leaf))
         return {"array": path}
 
     structure = take(value, "")

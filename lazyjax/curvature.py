@@ -1,6 +1,7 @@
 """Sharpness: the largest eigenvalue of the Hessian of a training loss, by products alone."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def _largest(
         like = jax.tree.map(lambda a, w: a.astype(w.dtype), v, params)
         return widened(jvp(gradient, params, like)[1])
 
-    def step(state: PyTree, _: None) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
+    def step(state: PyTree, _: None) -> Any:
         before, v, beta = state
         w = optax.tree.sub(product(v), optax.tree.scale(beta, before))
         alpha = optax.tree.vdot(w, v)

@@ -1,4 +1,4 @@
-"""The activation patterns of a ReLU network: which units are on, read from the model's own jaxpr."""
+"""The activation patterns of a ReLU network, read from the jaxpr of the model itself."""
 
 from typing import Any
 

@@ -110,3 +110,16 @@ class History:
             data_loss=self.data_loss[index],
             diverged_at=self.diverged_at[index],
         )
+
+    def plot(self) -> Any:
+        """Draw loss and movements against the step: a Figure of Matplotlib."""
+        from lazyjax.plots import history, style
+
+        with style():
+            return history(self)
+
+    def _repr_html_(self) -> str:
+        """Show how it ended, and small curves, in a notebook."""
+        from lazyjax.pages import history_card
+
+        return history_card(self)

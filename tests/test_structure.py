@@ -13,19 +13,23 @@ ROOT = Path(__file__).parent.parent
 GROUPS = (
     ("types",),
     ("equations", "meshes", "memory", "widening"),
-    ("checks", "derivatives", "checkpoints", "norms", "costs", "convolutions"),
-    ("traces", "leaves", "blocks", "laws"),
+    ("checks", "derivatives", "checkpoints", "archives", "norms", "costs", "convolutions"),
+    ("patterns", "traces", "leaves", "blocks", "laws"),
     ("data", "models", "tangent", "spectrum", "factors", "independence"),
     ("kernels", "loop"),
     ("stages",),
     ("runs",),
-    ("dynamics", "metrics", "training"),
-    ("comparison", "operators", "sketches"),
-    ("plots",),
+    ("curvature", "dynamics", "metrics", "training"),
+    ("operators", "sketches"),
     ("verification",),
     ("store", "regression"),
+    ("comparison",),
+    ("plots",),
+    ("pages",),
+    ("commands",),
     ("__main__",),
 )
+SHOWING = ("lazyjax.plots", "lazyjax.pages")
 PLACE = {module: place for place, group in enumerate(GROUPS) for module in group}
 LIBRARY = sorted((ROOT / "lazyjax").rglob("*.py"))
 ALL = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
@@ -37,8 +41,17 @@ def room(path: Path) -> str:
 
 
 def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Give the rooms that a module imports when it is imported itself.
+
+    What a method imports when it is called is for the drawing of records (`History.plot`): it may
+    be any room that shows.
+    """
+    tree, rooms = ast.parse(path.read_text()), set()
+    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    late = {inner for method in methods for inner in ast.walk(method)}
+    for node in ast.walk(tree):
+        if node in late and getattr(node, "module", None) in SHOWING:
+            continue
         if isinstance(node, ast.ImportFrom) and node.module:
             if node.module == "lazyjax":
                 rooms |= {alias.name for alias in node.names}

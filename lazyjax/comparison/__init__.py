@@ -4,11 +4,12 @@ from lazyjax.comparison.amounts import FREE, SHARE, Amounts, amounts
 from lazyjax.comparison.optimizers import HeavyBall, heavy_ball
 from lazyjax.comparison.records import ClosedForm, Comparison, Course, join
 from lazyjax.comparison.running import compare, compare_ensemble
-from lazyjax.comparison.verdict import Thresholds, Verdict, verdicts
+from lazyjax.comparison.verdict import THRESHOLDS, Thresholds, Verdict, verdicts
 
 __all__ = [
     "FREE",
     "SHARE",
+    "THRESHOLDS",
     "Amounts",
     "ClosedForm",
     "Comparison",

@@ -34,7 +34,7 @@ class Classes(NamedTuple):
         return (y > self.threshold).astype(int)
 
     def differ(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Give the share of the examples that are in different classes, (E, G, n, ...) -> (E, G)."""
+        """Give the share of examples in different classes, (E, G, n, ...) -> (E, G)."""
         a, b = np.broadcast_arrays(a, b)
         return np.mean(a != b, axis=tuple(range(2, a.ndim)))
 

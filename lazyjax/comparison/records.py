@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lazyjax.archives import named_arrays, nested
@@ -165,6 +166,11 @@ class Comparison:
     def members(self) -> int:
         """E."""
         return len(self.network.loss)
+
+    @property
+    def examples_in_all(self) -> int:
+        """N, of the data."""
+        return len(jax.tree.leaves(self.x)[0])
 
     @property
     def closed_form(self) -> ClosedForm:

@@ -186,7 +186,8 @@ def compare_ensemble(
     """
     data, loss = as_dataset(data), as_loss(loss)
     plan = _Plan(optimizer, steps, batch_size, key, memory, checkpoint)
-    return _compared(plan, _Models(f, params, loss, anchor), data, test, several=True)
+    models = _Models(f, params, loss, anchor)
+    return _compared(plan, models, data, test, several=True)
 
 
 class _Plan(NamedTuple):
@@ -271,8 +272,8 @@ def _compared(
     def member(tree: PyTree, index: int) -> Any:
         return _member(tree, index) if several else tree
 
-    of_first = member((f, start), 0)
-    request = check(*of_first, data.x, reduce="trace")
+    f_first, start_first = member(f, 0), member(start, 0)
+    request = check(f_first, start_first, data.x, reduce="trace")
     out, _ = only_output(request, "a comparison")
     tests = 0 if test is None else checks.batch("test", test.x)
     how_much = amounts(
@@ -284,7 +285,7 @@ def _compared(
         members=members,
     )
     full = plan.batch_size is None or plan.batch_size >= request.n1
-    ball = heavy_ball(plan.optimizer, of_first[1], plan.steps)
+    ball = heavy_ball(plan.optimizer, start_first, plan.steps)
     files: dict[str, Path | None] = dict.fromkeys(("network", "tangent model"))
     if plan.checkpoint is not None:
         folder = Path(plan.checkpoint)
@@ -310,19 +311,24 @@ def _compared(
     models_by_name = {"network": f, "tangent model": tangent}
     histories = {name: trained(model, name) for name, model in models_by_name.items()}
 
-    settings = _settings(plan, of_first[1], loss, ball) | {
+    settings = _settings(plan, start_first, loss, ball) | {
         "examples": f"{request.n1:,}",
         "test examples": f"{tests:,}" if tests else "none",
         "outputs": f"{math.prod(out):,}",
     }
     compared = []
     for i in range(members):
-        own = member((f, tangent, start, anchor, loss), i)
+        own_f, own_tangent, own_start, own_anchor, own_loss = member(
+            (f, tangent, start, anchor, loss), i
+        )
         # the model as it is now, as the request has it
-        now = jax.tree.unflatten(jax.tree.structure(request.f), jax.tree.leaves(own[0]))
+        now = jax.tree.unflatten(jax.tree.structure(request.f), jax.tree.leaves(own_f))
         one = Member(
-            now,
-            *own[1:],
+            f=now,
+            tangent=own_tangent,
+            start=own_start,
+            anchor=own_anchor,
+            loss=own_loss,
             data=data,
             test=test,
             ball=ball,
@@ -331,9 +337,9 @@ def _compared(
             alpha=1.0 if alphas is None else float(alphas[i]),
             settings=settings,
         )
-        both = [h.member(i) if several else h for h in histories.values()]
-        asked = replace(request, f=now, params=own[2])
-        compared.append(measured(one, *both, how_much, asked))
+        network, other = (h.member(i) if several else h for h in histories.values())
+        asked = replace(request, f=now, params=own_start)
+        compared.append(measured(one, network, other, how_much, asked))
     return replace(join(compared) if several else compared[0], histories=histories)
 
 

@@ -1,6 +1,6 @@
-"""Lazy or not: what a comparison says, in a word with its numbers."""
+"""Lazy or not: what a comparison says, in a word with its numbers, and what to make of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,10 @@ class Thresholds(NamedTuple):
 
 
 THRESHOLDS = Thresholds()
-_ROUNDING = 100  # epsilons of the outputs, up to which two models are one
+_LARGE_RATE = 0.8  # of the critical one, from which on steps may drive a network out
+_LATE = 0.9  # of the loss at half time, below which a model still learns at the end
+_MOVED = 0.1  # relative movement of the weights that is no small one
+_ROUNDING = 50  # eps sqrt(steps) this many times: below it a movement is rounding to one percent
 
 
 class Verdict(NamedTuple):
@@ -41,15 +44,26 @@ class Verdict(NamedTuple):
     until : int or None
         The first recorded step at which the gap was above the threshold of lazy, as a share of what
         was learned up to there; None if it never was.
+    advice : tuple of str
+        What would make it lazier, the most promising first; empty where it is lazy.
+    warnings : tuple of str
+        What to know before the word is believed.
     """
 
     word: str
     gap: float
     kernel_change: float
     until: int | None
+    advice: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Say it in a sentence."""
+        """Say it in a sentence, and what would make it lazier and what to know in others."""
+        return "\n".join((self.sentence, *self.advice, *(f"Warning: {w}" for w in self.warnings)))
+
+    @property
+    def sentence(self) -> str:
+        """The word with its numbers."""
         if self.word == "diverged":
             return "diverged: a loss or weights that are not finite"
         if self.word == "nothing learned":
@@ -78,32 +92,120 @@ def verdicts(compared: Comparison, thresholds: Thresholds = THRESHOLDS) -> list[
 
     Raises
     ------
-    ValueError
-        If the thresholds do not rise.
+    TypeError, ValueError
+        If the thresholds are no pair of numbers that rise from above 0.
+
+    Notes
+    -----
+    What would make a run lazier is read from theory, not tried: gap and kernel change fall as
+    1 / alpha of a centred model (Chizat et al. 2019, theorem 2.2) and about as width^(-1/2) (Jacot
+    et al. 2018); so does kappa, which says how far from lazy the start is. Steps near the critical
+    learning rate drive a network to where its kernel is smaller (Lewkowycz et al. 2020, "The large
+    learning rate phase of deep learning"), and for them a smaller rate comes first.
     """
-    if not 0 < thresholds.lazy < thresholds.not_lazy:
+    try:
+        lazy, not_lazy = map(float, thresholds)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`thresholds` must be two numbers, got {thresholds!r}. Use Thresholds(0.1, 0.3)."
+        ) from error
+    if not 0 < lazy < not_lazy < np.inf:
         raise ValueError(
             f"`thresholds` must rise from above 0, got {thresholds}. Use Thresholds(0.1, 0.3)."
         )
-    return [_verdict(compared, i, thresholds) for i in range(compared.members)]
+    return [_verdict(compared, i, Thresholds(lazy, not_lazy)) for i in range(compared.members)]
 
 
 def _verdict(compared: Comparison, member: int, thresholds: Thresholds) -> Verdict:
-    outputs = compared.network.train[member]
-    gap, change = compared.gap_train[member], float(compared.kernel_change[member, -1])
-    inner = tuple(range(1, outputs.ndim))
-    with np.errstate(all="ignore"):  # nothing is learned at the start, and what diverges overflows
-        learned = np.sqrt(np.mean(np.square(outputs - outputs[:1]), axis=inner))
-        size = np.sqrt(np.mean(np.square(outputs), axis=inner))
-        rounding = _ROUNDING * np.finfo(outputs.dtype).eps * size
-        share = np.where(gap > rounding, gap / learned, 0.0)
+    share, change = compared.share[member], float(compared.kernel_change[member, -1])
     passed = np.flatnonzero(share > thresholds.lazy)
     until = int(compared.steps[passed[0]]) if len(passed) else None
-    end, steps = float(share[-1]), (compared.network.diverged_at, compared.tangent.diverged_at)
-    if any(step[member] >= 0 for step in steps):
-        return Verdict("diverged", end, change, until)
-    if learned[-1] == 0:
-        return Verdict("nothing learned", end, change, until)
+    end, warnings = float(share[-1]), tuple(_warnings(compared, member))
+    courses = (compared.network, compared.tangent)
+    if any(course.diverged_at[member] >= 0 for course in courses):
+        return Verdict("diverged", end, change, until, warnings=warnings)
+    if compared.learned[member, -1] == 0:
+        return Verdict("nothing learned", end, change, until, warnings=warnings)
     largest = max(end, change)
-    word = "lazy" if largest <= thresholds.lazy else "in between"
-    return Verdict("not lazy" if largest >= thresholds.not_lazy else word, end, change, until)
+    if largest <= thresholds.lazy:
+        return Verdict("lazy", end, change, until, warnings=warnings)
+    word = "not lazy" if largest >= thresholds.not_lazy else "in between"
+    advice = tuple(_advice(compared, member, largest / thresholds.lazy))
+    return Verdict(word, end, change, until, advice, warnings)
+
+
+def _of_critical(compared: Comparison, member: int) -> float:
+    """Give the learning rate over the critical one; NaN if one is not known."""
+    with np.errstate(all="ignore"):
+        return float(compared.learning_rate[member] / compared.critical_learning_rate[member])
+
+
+def _advice(compared: Comparison, member: int, excess: float) -> list[str]:
+    """Say what would make it lazier, by how many times the threshold was passed."""
+    rate, movement = _of_critical(compared, member), compared.network.movement[member, -1]
+    (low, high), alpha = compared.kappa[member], compared.alpha[member]
+    advice = []
+    if rate >= _LARGE_RATE:
+        advice.append(
+            f"A smaller learning rate would make it lazier: this one is {rate:.2g} of the critical "
+            "one."
+        )
+    width = f"a network about {_rounded(excess**2)} times as wide"
+    scale = f"an output scale alpha of {_rounded(alpha * excess)} (compare(..., alpha=))"
+    first = f"To be lazier: {scale}, or {width}."
+    if movement > _MOVED:
+        first = f"The weights moved by {movement:.2g}. To be lazier: {width}, or {scale}."
+    advice.append(first)
+    if np.isfinite(low):
+        where = "far below 1 at the start, so that little is missing"
+        if high >= 0.1:
+            where = "not small at the start"
+        advice.append(f"kappa is {low:.2g} to {high:.2g}, {where}.")
+    return advice
+
+
+def _rounded(number: float) -> str:
+    """Write two digits of a number, as in 2,800."""
+    return f"{float(f'{number:.2g}'):,g}"
+
+
+def _still_learns(curve: np.ndarray, steps: np.ndarray) -> bool:
+    """Tell whether a loss fell by more than a tenth over the second half of training."""
+    half = curve[np.searchsorted(steps, steps[-1] / 2)]
+    with np.errstate(all="ignore"):
+        return bool(curve[-1] < _LATE * half)
+
+
+def _warnings(compared: Comparison, member: int) -> list[str]:
+    """Say what to know before the word is believed."""
+    found = []
+    courses: dict[str, Any] = {"network": compared.network, "tangent model": compared.tangent}
+    for name, course in courses.items():
+        if course.diverged_at[member] >= 0:
+            found.append(f"the {name} diverged at step {course.diverged_at[member]}.")
+    rate = _of_critical(compared, member)
+    if rate > 1:
+        found.append(
+            f"the learning rate, {compared.learning_rate[member]:.3g}, is {rate:.2g} times the "
+            "critical one: the tangent model diverges in the end, and tells nothing of the network."
+        )
+    if found:
+        return found
+    network, tangent = (course.loss[member] for course in courses.values())
+    steps = compared.curve_steps
+    if _still_learns(tangent, steps) and not _still_learns(network, steps):
+        found.append(
+            f"the tangent model has not converged, at a loss of {tangent[-1]:.2g} (network "
+            f"{network[-1]:.2g}): train longer, or the gap is one of speed."
+        )
+    movement = np.max(compared.network.movement[member])
+    limit = _ROUNDING * np.finfo(compared.network.movement.dtype).eps * np.sqrt(steps[-1])
+    if 0 < movement < limit:
+        found.append(
+            f"the weights moved by {movement:.1e} of their norm, where rounding takes over: train "
+            "in float64."
+        )
+    for what, few in (("gaps", compared.examples), ("kernels", compared.kernel_examples)):
+        if len(few) < compared.examples_in_all:
+            found.append(f"{what} are those of {len(few)} examples, drawn at random.")
+    return found
