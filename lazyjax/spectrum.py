@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from lazyjax import checks
+from lazyjax.convolutions import plain_convolutions
 from lazyjax.derivatives import linearization
 from lazyjax.laws import check_momentum
 from lazyjax.meshes import in_any_program
@@ -202,6 +203,7 @@ def _power_iteration(
         return jax.tree.map(lambda a, b: a.astype(jnp.result_type(b)), v, other)
 
     # vectors are float32 at least, and what the model's own dtype sees is of unit length
+    @plain_convolutions  # which are ten times faster inside a loop
     def kernel_product(v: Any) -> tuple[Any, jax.Array]:
         u, length = unit(transpose(like(v, value))[0])
         v, other = unit(product(like(u, params)))

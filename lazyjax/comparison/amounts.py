@@ -17,7 +17,7 @@ from lazyjax.memory import bytes_of
 from lazyjax.traces import one_example
 from lazyjax.types import PyTree
 
-FREE = 2e10
+FREE = 3e9
 """Operations that each kind of measurement may take whatever training takes: below a second."""
 
 SHARE = 0.05
@@ -119,7 +119,7 @@ def amounts(
         sharpness_points=sharpness_points,
         block=max(1, min(n, int(budget / 2 / held))) if held else n,
         dense=4 * everything**2 * size <= budget and 10 * everything**3 <= allowed,
-        products=int(allowed / (_PRODUCT * evaluation * n)) if evaluation else 0,
+        products=int(2 * allowed / (_PRODUCT * evaluation * n)) if evaluation else 0,
         kappa=3 * numbers * n * everything * evaluation <= FREE,
         memory=budget,
         tight=kernel_examples * out * (4 * held + numbers * size) > budget,

@@ -20,7 +20,7 @@ from lazyjax.spectrum import critical_learning_rate, largest_eigenvalue
 from lazyjax.tangent import linearize
 from lazyjax.types import Dataset, ModelFunction, Params, PyTree
 
-_FEWEST_PRODUCTS = 24  # below which no Krylov space is worth beginning
+_PRODUCTS = 6  # times the root of the steps: what Krylov spaces take in all, about
 _TIMES = 8  # at which kernel regression predicts, log-spaced
 _POWER = 30  # products that the largest eigenvalue takes, about
 
@@ -121,10 +121,11 @@ def closed_form(
             critical = (1 + ball.momentum) * y.size / largest if largest > 0 else np.inf
         else:
             critical = np.nan
-        if amounts.products < _FEWEST_PRODUCTS:
+        needed = _PRODUCTS * steps[-1] ** 0.5
+        if amounts.products < needed:
             why = (
-                f"products with the kernel of {y.size} outputs would take more than a share of so "
-                f"few steps, {steps[-1]}"
+                f"{needed:.0f} products with the kernel of {y.size:,} outputs cost more than their "
+                f"share of so short a training, in which {amounts.products} may be taken"
             )
             return None, float(critical * scale), why
         which = spread(_TIMES, steps)

@@ -1,0 +1,1 @@
+"""What `compare` costs beside the two trainings that it holds."""
