@@ -57,6 +57,8 @@ def named_arrays(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
             return {"dict": entries(zip(leaf_names(leaf), leaves, strict=True), path)}
         if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
+        while prefix + path in arrays or path in ("", _STRUCTURE):  # a/b, and b in a
+            path += "'"
         arrays[prefix + path] = np.asarray(widened(leaf))
         return {"array": path}
 

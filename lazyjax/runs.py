@@ -137,10 +137,10 @@ def _warn_of_divergence(problem: Problem, history: History, data_axis: int | Non
         who = f"training diverged at step {steps}"
     largest = float(largest_eigenvalue(f, params, data.x))
     elements = sum(y.size for y in jax.tree.leaves(jax.eval_shape(f, params, data.x)))
-    critical = 2 * elements / largest if largest > 0 else np.inf
+    critical = elements / largest if largest > 0 else np.inf
     warnings.warn(
         f"{who}: its loss or its parameters are no longer finite. The history keeps what came "
-        f"before. For gradient descent on the squared loss the critical learning rate at the "
+        f"before. For gradient descent on the mean squared error the critical learning rate at the "
         f"anchor is {critical:.3g} (power iteration on J J^T); train below it.",
         UserWarning,
         stacklevel=4,

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ from lazyjax.checkpoints import load_history, save_history
 from lazyjax.data import batch_indices
 from lazyjax.dynamics import gradient_descent
 from lazyjax.kernels import ntk
+from lazyjax.spectrum import critical_learning_rate
 from lazyjax.tangent import center, linearize, scale
 from lazyjax.training import log_grid, progress, scale_loss, train, train_ensemble
 from lazyjax.types import Dataset
@@ -374,6 +376,8 @@ def test_a_run_that_diverges_warns_once_and_keeps_the_history_so_far(data):
     ) as w:
         history = train(mlp, initial(0), data, optax.sgd(1e5), steps=400, record=np.arange(401))
     assert len(w) == 1
+    told = float(re.search(r"at the anchor is (\S+) ", str(w[0].message))[1])
+    assert told == pytest.approx(float(critical_learning_rate(ntk(mlp, initial(0), data.x))), 0.01)
     t = history.diverged_at
     assert 0 < t < 400
     assert np.all(np.isfinite(history.loss[:t]))

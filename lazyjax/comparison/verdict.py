@@ -150,8 +150,8 @@ def _advice(compared: Comparison, member: int, excess: float) -> list[str]:
             f"A smaller learning rate would make it lazier: this one is {rate:.2g} of the critical "
             "one."
         )
-    width = f"a network about {_rounded(excess**2)} times as wide"
-    scale = f"an output scale alpha of {_rounded(alpha * excess)} (compare(..., alpha=))"
+    width = f"a network about {_rounded(excess**2)} times as wide or more"
+    scale = f"an output scale alpha of {_rounded(alpha * excess)} or more (compare(..., alpha=))"
     first = f"To be lazier: {scale}, or {width}."
     if movement > _MOVED:
         first = f"The weights moved by {movement:.2g}. To be lazier: {width}, or {scale}."

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lazyjax.comparison import Comparison
-from lazyjax.plots.looks import colour_of, shade_of
+from lazyjax.plots.looks import colour_of, log_where_positive, shade_of
 
 
 def _order(compared: Comparison) -> tuple[np.ndarray, str]:
@@ -81,11 +81,11 @@ def kernels(compared: Comparison, labels: Sequence[str] | None = None) -> Figure
         )
     ax.set(
         xscale="log",
-        yscale="log",
         xlabel="1 + step",
         ylabel=r"$\|\Theta - \Theta_0\|_F \,/\, \|\Theta_0\|_F$",
         title="how far the kernel moved",
     )
+    log_where_positive(ax)
     if labels is not None:
         ax.legend()
     return figure
@@ -135,10 +135,9 @@ def measures(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
             name = None if labels is None else labels[i]
             ax.plot(1 + where[there], values[i][there], "o-", label=name, **look)
         ax.set(xscale="log", xlabel="1 + step", title=title, ylabel=label)
-        positive = values[np.isfinite(values) & (values > 0)]
-        if yscale == "log" and positive.size:
-            ax.set_yscale("log")
-        if yscale == "linear":
+        if yscale == "log":
+            log_where_positive(ax)
+        else:
             low, high = np.nanmin(values, initial=0.0), np.nanmax(values, initial=0.0)
             ax.set_ylim(low, high + 0.08 * (high - low) or 1.0)
         if title == "sharpness":

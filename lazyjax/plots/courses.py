@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lazyjax.comparison import Comparison
-from lazyjax.plots.looks import COLOURS, MODELS, colour_of, legend, shade_of
+from lazyjax.plots.looks import COLOURS, MODELS, colour_of, legend, log_where_positive, shade_of
 from lazyjax.types import History
 
 
@@ -30,7 +30,7 @@ def training(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9))
     for ax in axes:
-        ax.set(xscale="log", yscale="log", xlabel="1 + step")
+        ax.set(xscale="log", xlabel="1 + step")
     shade = shade_of(labels, compared.members)
     at, grid = 1 + compared.curve_steps, 1 + compared.steps
     for i in range(compared.members):
@@ -65,6 +65,7 @@ def training(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
     ]
     axes[2].legend(handles=handles)
     axes[2].set(title="gap between network and tangent model", ylabel="rms difference of outputs")
+    log_where_positive(*axes)
     return figure
 
 
@@ -115,7 +116,8 @@ def layers(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
                     )
                 finite = curve[np.isfinite(curve)]
                 largest = max(largest, float(finite.max(initial=0.0)))
-        ax.set(xscale="log", yscale="log", xlabel="1 + step")
+        ax.set(xscale="log", xlabel="1 + step")
+        log_where_positive(ax)
         if labels is not None:
             ax.set_title(labels[panel])
     if largest > 0:
@@ -169,7 +171,8 @@ def history(own: History) -> Figure:
         "movement of each layer": "relative to its norm",
     }
     for ax, (title, label) in zip(axes, titles.items(), strict=True):
-        ax.set(xscale="log", yscale="log", xlabel="1 + step", title=title, ylabel=label)
+        ax.set(xscale="log", xlabel="1 + step", title=title, ylabel=label)
+    log_where_positive(*axes)
     if len(leaves) <= len(COLOURS):
         axes[2].legend(fontsize=8)
     return figure

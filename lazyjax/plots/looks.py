@@ -63,6 +63,14 @@ def legend(ax: Axes, labels: Sequence[str] | None, models: Sequence[str]) -> Non
     ax.legend(handles=handles)
 
 
+def log_where_positive(*axes: Axes) -> None:
+    """Set a logarithmic vertical axis where a line has something above 0 to be drawn on it."""
+    for ax in axes:
+        values = [np.asarray(line.get_ydata(), float) for line in ax.get_lines()]
+        if any(np.any(np.isfinite(v) & (v > 0)) for v in values):
+            ax.set_yscale("log")
+
+
 def data(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     """Draw the training points as crosses."""
     ax.plot(x[:, 0], y[:, 0], "x", color="black", markersize=6, label="data", zorder=5)

@@ -1,0 +1,163 @@
+"""The page of a comparison needs no other file, and what it says is what was found."""
+
+import re
+import shutil
+import subprocess
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lazyjax import Comparison, compare, plots, verdicts
+from lazyjax.comparison import compare_ensemble
+from lazyjax.models import from_linen, shallow_mlp
+from lazyjax.types import Dataset
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+X = jnp.linspace(-1, 1, 8)[:, None]
+DATA = Dataset(X, jnp.sin(4 * X))
+
+
+@pytest.fixture(scope="module")
+def curve():
+    f, params = from_linen(shallow_mlp(20), jax.random.key(0), X)
+    return compare(f, params, DATA, optax.sgd(0.01), steps=30, test=X)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    x = jax.random.normal(jax.random.key(0), (12, 3))
+    data = Dataset(x, jnp.argmax(x, 1))
+    f, params = from_linen(nn.Dense(3, param_dtype=float), jax.random.key(1), x)
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    return compare(f, params, data, optax.adam(0.05), steps=30, loss=loss, test=data)
+
+
+@pytest.fixture(scope="module")
+def seeds():
+    keys = jax.random.split(jax.random.key(0), 2)
+    f, params = jax.vmap(lambda key: from_linen(shallow_mlp(5), key, X))(keys)
+    return compare_ensemble(f, params, DATA, optax.sgd(0.01), steps=30)
+
+
+def test_the_page_has_verdict_figures_numbers_settings_and_the_lines(curve, tmp_path):
+    path = curve.report(tmp_path / "new")
+    assert path == tmp_path / "new" / "index.html"
+    text = path.read_text()
+    assert verdicts(curve)[0].sentence in text
+    assert text.count("<img ") == len(curve.plot()) == 5
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+    for name, value in curve.numbers().items():
+        assert name in text
+        assert f">{value:.4g}<" in text
+    for name, value in curve.settings.items():
+        assert name in text
+        assert value in text
+    assert "curve.report(tmp_path / &quot;new&quot;)" in text  # the line that made it
+    own = curve.report(tmp_path / "own.html", code="a < b")
+    assert "a &lt; b" in own.read_text()
+
+
+def test_members_have_a_column_each_and_their_labels(seeds, tmp_path):
+    text = seeds.report(tmp_path, ["one", "two"], code="").read_text()
+    assert '<th class="number">one</th><th class="number">two</th>' in text
+    assert "two: " in text
+    assert "all 2" in text or "1 " in text
+    assert "The lines" not in text
+
+
+def test_many_members_have_a_range(seeds, tmp_path):
+    from lazyjax.comparison import join
+
+    text = join([seeds] * 5).report(tmp_path, code="").read_text()
+    assert '<th class="number">least</th>' in text
+
+
+def test_figures_are_those_of_what_is_compared(curve, classifier, seeds):
+    assert set(curve.plot()) == {"functions", "training", "layers", "kernels", "measures"}
+    figures = classifier.plot()
+    assert set(figures) == {"predictions", "training", "layers", "kernels", "measures"}
+    accuracy = figures["predictions"].axes[2]
+    assert accuracy.get_title() == "accuracy"
+    (line, *_) = accuracy.get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), classifier.network.train_accuracy[0])
+    assert figures["kernels"].axes[0].get_xlabel() == "training points, by class"
+    titles = [ax.get_title() for ax in curve.plot()["measures"].axes]
+    assert "ReLU units that changed sides" in titles
+    assert "sharpness" in titles
+    assert len(seeds.plot()["predictions"].axes) == 2
+
+
+def test_a_classifier_is_right_where_it_says_so(classifier):
+    x, y = classifier.x, classifier.y
+    outputs = classifier.network.train[0, -1]
+    own = np.mean(outputs.argmax(-1) == y)
+    assert classifier.network.train_accuracy[0, -1] == own
+    assert classifier.network.test_accuracy[0, -1] == own
+    assert np.all(classifier.disagreement_train == 0)  # it is linear
+    assert x.shape == (12, 3)
+    assert "softmax cross entropy" in classifier.no_closed_form
+
+
+def test_notebooks_show_verdict_and_curves(curve, seeds):
+    card = curve._repr_html_()
+    assert verdicts(curve)[0].sentence in card
+    assert card.count("<img ") == 1
+    history = seeds.histories["network"]
+    assert "2 members, medians: loss" in history._repr_html_()
+    assert "in 30 steps" in curve.histories["network"]._repr_html_()
+    titles = [ax.get_title() for ax in history.plot().axes]
+    assert titles == ["training loss", "movement of all weights", "movement of each layer"]
+
+
+def test_it_comes_back_whole(curve, classifier, seeds, tmp_path):
+    for compared in (curve, classifier, seeds):
+        compared.save(tmp_path / "compared.npz")
+        back = Comparison.load(tmp_path / "compared.npz")
+        found, wanted = back.arrays(), compared.arrays()
+        assert list(found) == list(wanted)
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
+        assert back.numbers() == compared.numbers()
+        assert back.settings == compared.settings
+        assert verdicts(back) == verdicts(compared)
+        for name, history in compared.histories.items():
+            other = back.histories[name]
+            np.testing.assert_array_equal(other.loss, history.loss)
+            assert other.diverged_at == history.diverged_at
+            jax.tree.map(np.testing.assert_array_equal, other.params, history.params)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [420, 1280])
+def test_a_browser_shows_it_without_scrolling_sideways(classifier, tmp_path, width):
+    """The browser itself says how wide the page is: in its title, by a line that is added."""
+    page = classifier.report(tmp_path, code="x = 1\n" * 3)
+    script = (
+        "<script>addEventListener('load', () => { document.title = "
+        "document.documentElement.scrollWidth + ' of ' + innerWidth; });</script></body>"
+    )
+    page.write_text(page.read_text().replace("</body>", script))
+    assert BROWSER is not None
+    done = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *(f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}"),
+            f"file://{page}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)
+    assert found is not None
+    assert int(found[1]) <= int(found[2])
+
+
+def test_the_style_is_that_of_the_house():
+    with plots.style():
+        assert plots.MODELS["tangent"].line == "--"
