@@ -21,7 +21,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +31,18 @@ import optax
 from jax.tree_util import Partial
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, member_summary
-from experiments.results import Results
+from experiments.results import Results, percent
 from experiments.settings import Descent
 from lazyjax import checks, plots
 from lazyjax.checkpoints import load_tree, save_tree
-from lazyjax.comparison import Comparison
-from lazyjax.data import TARGETS, make_dataset
+from lazyjax.comparison import Comparison, compare
 from lazyjax.kernels import ntk
-from lazyjax.metrics import relative_kernel_change
+from lazyjax.metrics import relative_kernel_change, tangent_gap
 from lazyjax.models import ACTIVATIONS, deep_mlp, from_linen
 from lazyjax.spectrum import critical_learning_rate
 from lazyjax.tangent import center, linearize, scale
 from lazyjax.training import scale_loss, train_ensemble
-from lazyjax.types import Dataset, ModelFunction, Params, leaf_names
+from lazyjax.types import Dataset, Params, leaf_names
 
 SECTIONS = "11-14, 16-19"
 QUICK = {
@@ -57,19 +55,11 @@ QUICK = {
 
 FROM = 300.0  # the slopes are fitted from this alpha on
 
-
-class Distance(NamedTuple):
-    """What Theorem 2.2 bounds."""
-
-    label: str
-    slope: int  # of its bound, in log alpha
-
-
-SLOPES = {
-    "movement": Distance(r"$\|w - w_0\|$", -1),
-    "distance": Distance(r"$\|w - w_{\rm tangent}\|$", -2),
-    "gap": Distance("rms gap of the outputs", -1),
-    "kernel": Distance("relative kernel change", -1),
+SLOPES = {  # of the bounds of Theorem 2.2, in log alpha
+    "movement": (r"$\|w - w_0\|$", -1),
+    "distance": (r"$\|w - w_{\rm tangent}\|$", -2),
+    "gap": ("rms gap of the outputs", -1),
+    "kernel": ("relative kernel change", -1),
 }
 
 
@@ -108,13 +98,6 @@ class Config(Descent):
         super().__post_init__()
         checks.whole("n", self.n, least=2)
         checks.one_of("activation", self.activation, ACTIVATIONS)
-        for name in ("width", "wide", "wide_steps", "sweep_steps"):
-            checks.whole(name, getattr(self, name), least=1)
-        for name in ("wide_fraction", "sweep_rate"):
-            checks.positive(name, getattr(self, name))
-        for name in ("alphas", "wide_alphas", "sweep_alphas"):
-            checks.whole(f"number of `{name}`", len(getattr(self, name)), least=1)
-            checks.positive(name, getattr(self, name))
         large = len({a for a in self.sweep_alphas if a >= FROM})
         checks.whole(
             f"number of `sweep_alphas` from {FROM:g} on",
@@ -123,215 +106,191 @@ class Config(Descent):
             cure="Add larger ones: the slope is fitted there.",
         )
 
-
-@partial(jax.jit, static_argnames=("width", "activation"))
-def _network(
-    key: jax.Array, width: int, x: jax.Array, activation: str = "relu"
-) -> tuple[Partial, Params]:
-    return from_linen(deep_mlp(width, activation=activation), key, x)
-
-
-@jax.jit
-def _scaled(f: Partial, params: Params, alphas: jax.Array) -> tuple[Partial, Partial, Params]:
-    """Give alpha (f - f(w0)), the loss / alpha^2 and w0 for each alpha."""
-    models = jax.vmap(lambda a: scale(center(f, params), a))(alphas)
-    losses = jax.vmap(partial(scale_loss, optax.losses.squared_error))(alphas)
-    start = jax.tree.map(lambda w: jnp.broadcast_to(w, (len(alphas), *w.shape)), params)
-    # under vmap an anchor that is the same for all alphas comes out once an alpha
-    return models, losses, start
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the sweep, the best one first."""
+        return ("float64", "float32") if self.float64 else ("float32",)
 
 
 @jax.jit
 def _successive(
-    f: Partial, loss: Partial, on_grid: Params, data: Dataset, rate: jax.Array
+    f: Partial, w0: Params, recorded: Params, alphas: jax.Array, data: Dataset, rate: float
 ) -> jax.Array:
-    """Compute norm(w[t + 1] - w[t]) / norm(w[t + 1]) at the recorded w[t] of one member."""
+    """Compute norm(w[t + 1] - w[t]) / norm(w[t + 1]) at the recorded w[t] (E, G, ...)."""
 
-    def one(params: Params) -> jax.Array:
-        gradient = jax.grad(lambda w: jnp.mean(loss(f(w, data.x), data.y)))(params)
-        step = optax.tree.scale(rate, gradient)
-        return optax.tree.norm(step) / optax.tree.norm(optax.tree.sub(params, step))
+    def loss(w: Params, alpha: jax.Array) -> jax.Array:  # of alpha (f - f(w0)), over alpha^2
+        return jnp.mean(jnp.square(f(w, data.x) - f(w0, data.x) - data.y / alpha))
 
-    return jax.lax.map(one, on_grid)
+    def size(w: Params, alpha: jax.Array) -> jax.Array:
+        step = optax.tree.scale(rate, jax.grad(loss)(w, alpha))
+        return optax.tree.norm(step) / optax.tree.norm(optax.tree.sub(w, step))
 
-
-@jax.jit
-def _measure(
-    f: Partial, alpha: jax.Array, w0: Params, network: Params, tangent: Params, x: jax.Array
-) -> dict[str, jax.Array]:
-    """Compute, for one alpha, the sup over time of what Theorem 2.2 bounds.
-
-    `network` and `tangent` are the recorded weights (G, ...).
-    """
-    model = scale(center(f, w0), alpha)
-    f_lin = linearize(model, w0)
-    kernel0 = ntk(f, w0, x)
-
-    def at(pair: tuple[Params, Params]) -> dict[str, jax.Array]:
-        w, w_tangent = pair
-        return {
-            "movement": optax.tree.norm(optax.tree.sub(w, w0)),
-            "distance": optax.tree.norm(optax.tree.sub(w, w_tangent)),
-            "gap": jnp.sqrt(jnp.mean(jnp.square(model(w, x) - f_lin(w_tangent, x)))),
-            "kernel": relative_kernel_change(ntk(f, w, x), kernel0),
-        }
-
-    return jax.tree.map(jnp.max, jax.lax.map(at, (network, tangent)))
+    return jax.vmap(jax.vmap(size, (0, None)))(recorded, alphas)
 
 
-def _sweep(
-    config: Config, f: Partial, params: Params, data: Dataset
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Train a network at every alpha of the sweep, and measure its distances to the tangent model.
-
-    In each precision; both start at the same weights (those of single precision), and both are
-    measured against the tangent model of the first.
-
-    Returns the distances (A,), and by precision the alpha where the training warns of rounding.
-    """
-    params, data = jax.tree.map(lambda a: np.asarray(a, np.float32), (params, data))
-    precisions = ("float64", "float32") if config.float64 else ("float32",)
-    run: dict[str, Any] = {"steps": config.sweep_steps, "record": 40}
-    optimizer = optax.sgd(config.sweep_rate)
-    arrays, points, fixed = {}, {}, None
-    for precision in precisions:
-        cast = partial(jnp.asarray, dtype=precision)
-        w0, examples = jax.tree.map(cast, (params, data))
-        alphas = jnp.asarray(config.sweep_alphas, precision)
-        models, losses, start = _scaled(f, w0, alphas)
-        run["loss"] = losses
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            network = train_ensemble(
-                models, start, examples, optimizer, label=f"sweep, {precision}", **run
-            )
-            if fixed is None:
-                tangents = jax.vmap(linearize)(models, start)
-                tangent = train_ensemble(
-                    tangents, start, examples, optimizer, label="sweep, tangent", **run
-                )
-                fixed = (alphas, w0, tangent.params, examples.x)
-        for text in (str(warning.message) for warning in caught):
-            found = re.search(r"reaches at alpha = ([0-9.e+-]+[0-9])", text)
-            if found is not None:
-                points[precision] = float(found[1])
-            elif "rounding" not in text:  # the tangent model's warning names no alpha
-                warnings.warn(text, UserWarning, stacklevel=2)
-        alphas, w0, tangent_params, x = fixed
-        weights = jax.tree.map(lambda w, like: w.astype(like.dtype), network.params, w0)
-        measured = jax.vmap(_measure, (None, 0, None, 0, 0, None))(
-            f, alphas, w0, weights, tangent_params, x
-        )
-        arrays |= {f"{precision}/{name}": np.asarray(value) for name, value in measured.items()}
-    return arrays, points
-
-
-def _save_and_load(f: ModelFunction, trained: Params, x: jax.Array) -> dict[str, float]:
+def _save_and_load(f: Partial, trained: Params, x: jax.Array) -> dict[str, float]:
     """Save a trained network, load it, and compare the outputs bit for bit."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.npz"
         save_tree(path, trained)
-        size = path.stat().st_size
-        loaded = load_tree(path, trained)
-    before, after = np.asarray(f(trained, x)), np.asarray(f(loaded, x))
+        size, loaded = path.stat().st_size, load_tree(path, trained)
+    before, after = (np.asarray(f(w, x)).view("u1") for w in (trained, loaded))
     return {
         "size of the file in bytes": float(size),
-        "outputs that differ in any bit": float(np.sum(before.view("u1") != after.view("u1"))),
+        "outputs that differ in any bit": float(np.sum(before != after)),
     }
 
 
-def _parameters(params: Params, trained: Params, alphas: tuple[float, ...]) -> dict:
+def _parameters(w0: Params, trained: Params, alphas: tuple[float, ...]) -> dict:
     """Tabulate name, shape and norm of each leaf, at w0 and after training (E, ...)."""
+    columns = ["norm at the start", *(f"norm after training, {a}" for a in _labels(alphas))]
+    leaves = zip(leaf_names(w0), jax.tree.leaves(w0), jax.tree.leaves(trained), strict=True)
     table = {}
-    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trained), strict=True)
-    for name, (w0, w) in zip(leaf_names(params), leaves, strict=True):
-        row = {"norm at the start": float(np.linalg.norm(w0))}
-        for alpha, one in zip(alphas, w, strict=True):
-            row[f"norm after training, alpha = {alpha:g}"] = float(np.linalg.norm(one))
-        table[f"{name} {tuple(w0.shape)}"] = row
+    for name, start, ends in leaves:
+        norms = [float(np.linalg.norm(w)) for w in (start, *ends)]
+        table[f"{name} {start.shape}"] = dict(zip(columns, norms, strict=True))
     return table
 
 
+# --- the sweep
+
+
+@jax.jit
+def _distances(
+    f: Partial, w0: Params, alphas: jax.Array, network: Params, tangent: Params, x: jax.Array
+) -> dict[str, jax.Array]:
+    """Compute, for each alpha, the sup over time of what Theorem 2.2 bounds.
+
+    `network` and `tangent` are the recorded weights (A, G, ...).
+    """
+    kernel0 = ntk(f, w0, x)
+
+    def at(alpha: jax.Array, w: Params, w_tangent: Params) -> dict[str, jax.Array]:
+        model = scale(center(f, w0), alpha)
+        return {
+            "movement": optax.tree.norm(optax.tree.sub(w, w0)),
+            "distance": optax.tree.norm(optax.tree.sub(w, w_tangent)),
+            "gap": tangent_gap(model(w, x), linearize(model, w0)(w_tangent, x)),
+            "kernel": relative_kernel_change(ntk(f, w, x), kernel0),
+        }
+
+    over_time = jax.vmap(jax.vmap(at, (None, 0, 0)))(alphas, network, tangent)
+    return jax.tree.map(lambda values: jnp.max(values, axis=1), over_time)
+
+
+def _trained(
+    config: Config, f: Partial, w0: Params, data: Dataset, alphas: jax.Array, tangent: bool = False
+) -> tuple[Params, list[float]]:
+    """Train at every alpha; give the recorded weights, and where it warns of rounding."""
+    models = jax.vmap(lambda alpha: scale(center(f, w0), alpha))(alphas)
+    start = jax.tree.map(lambda w: jnp.stack([w] * len(alphas)), w0)
+    if tangent:
+        models = jax.vmap(linearize)(models, start)
+    loss, optimizer = scale_loss(optax.losses.squared_error, alphas), optax.sgd(config.sweep_rate)
+    steps, label = config.sweep_steps, f"the sweep in {alphas.dtype}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = train_ensemble(
+            models, start, data, optimizer, steps=steps, loss=loss, record=40, label=label
+        )
+    texts = [str(warning.message) for warning in caught]
+    for text in texts:
+        if "rounding" not in text:
+            warnings.warn(text, UserWarning, stacklevel=2)
+    found = re.findall(r"reaches at alpha = ([0-9.e+-]+[0-9])", " ".join(texts))
+    return history.params, [float(alpha) for alpha in found]
+
+
+def _sweep(config: Config, f: Partial, w0: Params, data: Dataset) -> tuple[dict, dict]:
+    """Train a network at every alpha of the sweep, and measure its distances to the tangent model.
+
+    In each precision; both start at the same weights (those of single precision), and both are
+    measured against the tangent model of the best.
+
+    Returns the distances (A,), and by precision the alpha where the training warns of rounding.
+    """
+    w0, data = jax.tree.map(lambda a: np.asarray(a, np.float32), (w0, data))
+    given = (w0, data, np.asarray(config.sweep_alphas))
+
+    def cast(tree: Any, precision: str) -> Any:
+        return jax.tree.map(partial(jnp.asarray, dtype=precision), tree)
+
+    trained = {p: _trained(config, f, *cast(given, p)) for p in config.precisions}
+    best = config.precisions[0]
+    w0, data, alphas = cast(given, best)
+    tangent, _ = _trained(config, f, w0, data, alphas, tangent=True)
+    distances = {}
+    for precision, (weights, _) in trained.items():
+        found = _distances(f, w0, alphas, cast(weights, best), tangent, data.x)
+        distances |= {f"{precision}/{name}": np.asarray(values) for name, values in found.items()}
+    return distances, {p: alpha for p, (_, told) in trained.items() for alpha in told}
+
+
 def _slopes(config: Config, distances: dict[str, np.ndarray]) -> dict[str, float]:
-    """Fit the slopes in log alpha, by name of the distance and precision."""
-    large = np.array(config.sweep_alphas) >= FROM
-    log_alpha = np.log(np.array(config.sweep_alphas)[large])
+    """Fit the slopes in log alpha, by precision and name of the distance."""
+    alphas = np.array(config.sweep_alphas)
+    large = alphas >= FROM
     return {
-        name: float(np.polyfit(log_alpha, np.log(values[large]), 1)[0])
+        name: float(np.polyfit(np.log(alphas[large]), np.log(values[large]), 1)[0])
         for name, values in distances.items()
         if np.all(values[large] > 0)  # rounding may have stopped the weights
     }
 
 
-def _networks(config: Config) -> dict[str, tuple[int, tuple[float, ...]]]:
-    """Name the two networks, and give their widths and alphas."""
+def _networks(config: Config) -> dict[str, tuple[int, tuple[float, ...], int]]:
+    """Give widths, alphas and steps of the two networks by name."""
     return {
-        "practical": (config.width, config.alphas),
-        "wide": (config.wide, config.wide_alphas),
+        "practical": (config.width, config.alphas, config.steps),
+        "wide": (config.wide, config.wide_alphas, config.wide_steps),
     }
-
-
-def run(config: Config) -> Results:
-    """Train both networks at every alpha beside their tangent models, and sweep alpha."""
-    data_key, *keys, sweep_key = jax.random.split(jax.random.key(config.seed), 4)
-    data = make_dataset(data_key, n=config.n, target=config.target)
-    grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
-    arrays = {"target": np.asarray(TARGETS[config.target](grid_x))}
-    summary = {}
-    for (name, (width, alphas)), key in zip(_networks(config).items(), keys, strict=True):
-        f, params = _network(key, width, data.x)
-        rate, steps = config.learning_rate, config.steps
-        if name == "wide":
-            steps = config.wide_steps
-            rate = config.wide_fraction * float(critical_learning_rate(ntk(f, params, data.x)))
-        scales = jnp.asarray(alphas, data.y.dtype)
-        models, losses, start = _scaled(f, params, scales)
-        part, history = compare(
-            models,
-            start,
-            data,
-            learning_rate=rate,
-            steps=steps,
-            grid_x=grid_x,
-            alphas=scales,
-        )
-        part = part.scaled(np.square(alphas))  # the error and the kernel of f, not with alpha
-        successive = jax.vmap(_successive, (0, 0, 0, None, None))(
-            models, losses, history.params, data, jnp.asarray(rate, data.y.dtype)
-        )
-        for i, alpha in enumerate(alphas):
-            numbers = member_summary(part, i) | {"learning rate": rate}
-            for model in ("network", "tangent"):
-                error = np.mean(np.square(part.models[model].train[i, -1] - part.y))
-                numbers[f"share of the variance left, {model}"] = float(error / np.var(part.y))
-            summary[f"width {width} ({name}), alpha = {alpha:g}"] = numbers
-        if name == "practical":
-            summary["parameters"] = _parameters(params, history.final, config.alphas)
-            trained = jax.tree.map(lambda w: w[0], history.final)
-            summary["save and load"] = _save_and_load(f, trained, grid_x)
-        arrays |= part.arrays(f"{name}/")
-        arrays[f"{name}/successive_steps"] = np.asarray(successive)
-
-    f, params = _network(sweep_key, config.width, data.x, config.activation)
-    distances, points = _sweep(config, f, params, data)
-    arrays |= {f"sweep/{name}": value for name, value in distances.items()}
-    summary["slopes from alpha = 300 on"] = _slopes(config, distances)
-    summary["alpha where rounding takes over"] = points
-    return Results(config=config, arrays=arrays, summary=summary)
 
 
 def _labels(alphas: tuple[float, ...]) -> list[str]:
     return [f"alpha = {alpha:g}" for alpha in alphas]
 
 
+def run(config: Config) -> Results:
+    """Train both networks at every alpha beside their tangent models, and sweep alpha."""
+    data_key, *keys, sweep_key = jax.random.split(jax.random.key(config.seed), 4)
+    data, grid = config.dataset(data_key), config.grid()
+    arrays, summary = {}, {}
+    for (name, (width, alphas, steps)), key in zip(_networks(config).items(), keys, strict=True):
+        f, w0 = from_linen(deep_mlp(width), key, data.x)
+        rate = config.learning_rate
+        if name == "wide":
+            rate = config.wide_fraction * float(critical_learning_rate(ntk(f, w0, data.x)))
+        compared = compare(f, w0, data, optax.sgd(rate), steps=steps, test=grid, alpha=alphas)
+        history = compared.histories["network"]
+        for i, label in enumerate(_labels(alphas)):
+            numbers = compared.numbers(i)
+            for model in ("network", "tangent model"):
+                left = numbers[f"final loss of the {model}"] / np.var(data.y)
+                numbers[f"share of the variance left, {model}"] = float(left)
+            summary[f"width {width} ({name}), {label}"] = numbers
+        if name == "practical":
+            summary["parameters"] = _parameters(w0, history.final, alphas)
+            trained = history.member(0).final
+            summary["save and load"] = _save_and_load(f, trained, grid.x)
+        arrays |= compared.arrays(f"{name}/")
+        arrays[f"{name}/successive_steps"] = np.asarray(
+            _successive(f, w0, history.params, jnp.asarray(alphas), data, rate)
+        )
+
+    f, w0 = from_linen(deep_mlp(config.width, activation=config.activation), sweep_key, data.x)
+    distances, points = _sweep(config, f, w0, data)
+    arrays |= {f"sweep/{name}": value for name, value in distances.items()}
+    summary["slopes from alpha = 300 on"] = _slopes(config, distances)
+    summary["alpha where rounding takes over"] = points
+    return Results(config=config, arrays=arrays, summary=summary)
+
+
 def _steps(results: Results) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True)
     networks = _networks(results.config)
-    for ax, (name, (width, alphas)) in zip(axes, networks.items(), strict=True):
-        at = 1 + results.arrays[f"{name}/steps"]
-        for i, label in enumerate(_labels(alphas)):
-            steps = results.arrays[f"{name}/successive_steps"][i]
-            ax.plot(at, steps, color=plots.COLOURS[i % len(plots.COLOURS)], label=label)
+    for ax, (name, (width, alphas, _)) in zip(axes, networks.items(), strict=True):
+        at, steps = results.arrays[f"{name}/steps"], results.arrays[f"{name}/successive_steps"]
+        ax.set_prop_cycle(color=plots.COLOURS)
+        ax.plot(1 + at, steps.T, label=_labels(alphas))
         ax.set(xscale="log", yscale="log", xlabel="1 + step", title=f"{name}: width {width}")
         ax.legend()
     axes[0].set_ylabel(r"$\|w_{t+1} - w_t\| \,/\, \|w_{t+1}\|$")
@@ -342,22 +301,10 @@ def _norms(results: Results) -> Figure:
     table = results.summary["parameters"]
     labels = ["at the start", *(f"after, {label}" for label in _labels(results.config.alphas))]
     figure, ax = plt.subplots(figsize=(8, 0.5 * len(table) + 1.6))
-    places = np.arange(len(table))
-    colours = ("0.6", *plots.COLOURS)
-    for i, label in enumerate(labels):
-        values = [list(row.values())[i] for row in table.values()]
-        height = 0.8 / len(labels)
-        ax.barh(
-            places + (i - (len(labels) - 1) / 2) * height,
-            values,
-            height,
-            color=colours[i % len(colours)],
-            label=label,
-        )
-    ax.set_yticks(places, list(table))
-    ax.margins(y=0.01)
+    columns = zip(*(row.values() for row in table.values()), strict=True)
+    for i, (norms, label) in enumerate(zip(columns, labels, strict=True)):
+        ax.plot(norms, list(table), "sD^v<>"[i % 6], fillstyle="none", markersize=9, label=label)
     ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
     ax.set(xlabel="norm", title=f"the parameters of the network of width {results.config.width}")
     ax.legend()
     return figure
@@ -367,43 +314,33 @@ def _theorem(results: Results) -> Figure:
     config, arrays = results.config, results.arrays
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.4), sharex=True)
     alphas = np.array(config.sweep_alphas)
+    middle = int(np.argmin(np.abs(np.log(alphas / FROM))))
     look = {"float64": ("o-", plots.COLOURS[0]), "float32": ("s--", plots.COLOURS[1])}
-    best = "float64" if config.float64 else "float32"
-    points = results.summary["alpha where rounding takes over"]
+    points, best = results.summary["alpha where rounding takes over"], config.precisions[0]
     for ax, (key, (label, slope)) in zip(axes.flat, SLOPES.items(), strict=True):
-        for precision, (line, colour) in look.items():
-            if f"sweep/{precision}/{key}" in arrays:
-                values = arrays[f"sweep/{precision}/{key}"]
-                shown = np.where(values > 0, values, np.nan)
-                ax.plot(alphas, shown, line, color=colour, markersize=4, label=precision)
-        reference = arrays[f"sweep/{best}/{key}"]
-        middle = int(np.argmin(np.abs(np.log(alphas / FROM))))
-        ax.plot(
-            alphas,
-            reference[middle] * (alphas / alphas[middle]) ** slope,
-            ":",
-            color="black",
-            label=f"slope {slope}",
-        )
+        for precision in config.precisions:
+            line, colour = look[precision]
+            values = arrays[f"sweep/{precision}/{key}"]
+            shown = np.where(values > 0, values, np.nan)
+            ax.plot(alphas, shown, line, color=colour, markersize=4, label=precision)
+        law = arrays[f"sweep/{best}/{key}"][middle] * (alphas / alphas[middle]) ** slope
+        ax.plot(alphas, law, ":", color="black", label=f"slope {slope}")
         for precision, point in points.items():
-            ax.axvline(
-                point, color=look[precision][1], linewidth=1, label=f"{precision}: rounding warning"
-            )
+            told = f"{precision}: rounding warning"
+            ax.axvline(point, color=look[precision][1], linewidth=1, label=told)
         ax.set(xscale="log", yscale="log", title=label)
         ax.legend(loc="lower left")
-    for ax in axes[1]:
-        ax.set_xlabel("alpha")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("largest over time")
+    figure.supxlabel("alpha")
+    figure.supylabel("largest over time")
     return figure
 
 
 def plot(results: Results) -> dict[str, Figure]:
     """Draw each network by alpha, its successive steps and its norms, and the sweep."""
     figures = {}
-    for name, (_, alphas) in _networks(results.config).items():
-        part = Comparison.of(results.arrays, f"{name}/")
-        drawn = plots.comparison(part, _labels(alphas), target_values=results.arrays["target"])
+    for name, (_, alphas, _) in _networks(results.config).items():
+        compared = Comparison.of(results.arrays, f"{name}/")
+        drawn = compared.plot(_labels(alphas), target=compared.test_y)
         for ax in (drawn["training"].axes[1], drawn["layers"].axes[0]):
             # movements fall as 1 / alpha: make room for the smallest
             ax.set_ylim(bottom=ax.get_ylim()[0] * min(alphas) / max(alphas))
@@ -419,33 +356,34 @@ def conclude(results: Results) -> list[str]:
     """Say what alpha does to gap and kernel, what the lazy limit learns, where rounding wins."""
     summary, config = results.summary, results.config
     sentences = []
-    for name, (width, alphas) in _networks(config).items():
-        rows = [summary[f"width {width} ({name}), alpha = {a:g}"] for a in alphas]
-        changes = ", ".join(f"{100 * row['relative kernel change']:.2g} %" for row in rows)
-        gaps = ", ".join(
-            f"{100 * row['the same over the change of the network']:.2g} %" for row in rows
+    for name, (width, alphas, _) in _networks(config).items():
+        rows = [summary[f"width {width} ({name}), {label}"] for label in _labels(alphas)]
+        changes, gaps, left = (
+            ", ".join(percent(row[number]) for row in rows)
+            for number in (
+                "relative kernel change",
+                "gap as a share of what was learned",
+                "share of the variance left, network",
+            )
         )
-        left = ", ".join(
-            f"{100 * row['share of the variance left, network']:.2g} %" for row in rows
-        )
-        scales = ", ".join(f"{a:g}" for a in alphas)
         sentences.append(
-            f"Width {width}, alpha = {scales}: the kernel moved by {changes}; the gap to the "
-            f"tangent model is {gaps} of what the network learned; {left} of the variance of the "
-            "data is left."
+            f"Width {width}, {', '.join(_labels(alphas))}: the kernel moved by {changes}; the gap "
+            f"to the tangent model is {gaps} of what the network learned; {left} of the variance "
+            "of the data is left."
         )
-    best = "float64" if config.float64 else "float32"
-    slopes = summary["slopes from alpha = 300 on"]
+    slopes, best = summary["slopes from alpha = 300 on"], config.precisions[0]
     pairs = [
         f"{name} {slopes[f'{best}/{name}']:.2f} (theorem {slope})"
         for name, (_, slope) in SLOPES.items()
         if f"{best}/{name}" in slopes
     ]
-    sentences.append(f"Slopes against alpha in {best}: {', '.join(pairs)}.")
-    sentences += [
-        f"In {precision} the training warns that rounding takes over at alpha = {point:.1e}."
-        for precision, point in summary["alpha where rounding takes over"].items()
-    ]
     differing = summary["save and load"]["outputs that differ in any bit"]
-    sentences.append(f"Saved and loaded, the network's outputs differ in {differing:.0f} bytes.")
-    return sentences
+    return [
+        *sentences,
+        f"Slopes against alpha in {best}: {', '.join(pairs)}.",
+        *(
+            f"In {precision} the training warns that rounding takes over at alpha = {point:.1e}."
+            for precision, point in summary["alpha where rounding takes over"].items()
+        ),
+        f"Saved and loaded, the network's outputs differ in {differing:.0f} bytes.",
+    ]

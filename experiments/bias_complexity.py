@@ -41,14 +41,15 @@ import optax
 from jax.tree_util import Partial
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, member_summary
 from experiments.results import Results
 from experiments.settings import Descent, require_even
-from lazyjax import checks, plots
-from lazyjax.comparison import Comparison
-from lazyjax.data import TARGETS, excess_risk, make_dataset
+from lazyjax import plots
+from lazyjax.comparison import Comparison, compare
+from lazyjax.data import TARGETS, excess_risk
 from lazyjax.dynamics import gradient_descent
+from lazyjax.kernels import ntk
 from lazyjax.models import Sinusoidal, from_linen, sinusoidal_features
+from lazyjax.regression import tangent_parameters
 from lazyjax.spectrum import critical_learning_rate
 from lazyjax.training import train_ensemble
 from lazyjax.types import Dataset, Params
@@ -91,150 +92,91 @@ class Config(Descent):
     """Data sets for the minimum-norm solution, drawn by NumPy from `seed`, `seed` + 1, .."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("inits", "sweep_steps", "data_seeds"):
-            checks.whole(name, getattr(self, name), least=1)
         for name in ("dimension", "sweep_top", "top"):
             require_even(name, getattr(self, name))
-        for name in ("frequency", "sweep_rate", "fraction", "cutoff"):
-            checks.positive(name, getattr(self, name))
-        checks.not_negative("noise", self.noise)
+        super().__post_init__()
 
 
-# --- sections 23-25: one model
+# --- models of many dimensions in one ensemble, compiled once: features are those of the largest
+# dimension, and each member has a mask of its own
 
 
-def _one_model(
-    config: Config, data: Dataset, key: jax.Array
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    f, params = from_linen(Sinusoidal(config.dimension, frequency=config.frequency), key, data.x)
-    start = jax.tree.map(lambda w: w[None], params)
-    grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
-    compared, history = compare(
-        f,
-        start,
-        data,
-        learning_rate=config.learning_rate,
-        steps=config.steps,
-        grid_x=grid_x,
-    )
-    of_target = partial(excess_risk, f, target=config.target)
-    on_grid = jax.tree.map(lambda w: w[0], history.params)
-    risk = np.asarray(jax.jit(lambda w: jax.lax.map(of_target, w))(on_grid))
-    target = np.asarray(TARGETS[config.target](grid_x))
-    numbers = member_summary(compared, 0)
-    numbers["excess risk"] = float(risk[-1])
-    numbers["test error"] = numbers["excess risk"] + config.noise**2
-    return compared.arrays() | {"risk": risk[None], "target": target}, numbers
+def _linear(frequency: float, mask: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+    features = sinusoidal_features(x, dimension=len(mask), frequency=frequency)
+    return features @ (mask[:, None] * params["kernel"]) + params["bias"][None]
 
 
-# --- sections 26-27: the sweep. Features are padded to the largest dimension, and each member has a
-# mask of those that it has: one ensemble, compiled once.
+def _masks(dimensions: np.ndarray, top: int) -> np.ndarray:
+    k = np.tile(np.arange(top // 2), 2)  # of the sines, then of the cosines
+    return (k[None] < dimensions[:, None] // 2).astype(float)
 
 
-def _masked(mask: jax.Array, params: Params, features: jax.Array) -> jax.Array:
-    y = features @ (mask[:, None] * params["kernel"])
-    return y + jnp.broadcast_to(params["bias"], y.shape)
+@partial(jax.jit, static_argnames="target")
+def _risks(f: Partial, params: Params, target: str) -> jax.Array:
+    return jax.vmap(lambda f, w: excess_risk(f, w, target=target))(f, params)
 
 
-def _members(config: Config, key: jax.Array) -> tuple[np.ndarray, Params]:
-    """Give masks and initial weights of all dimensions and initialisations, one after the other."""
+# --- sections 26-27: the sweep
+
+
+def _members(config: Config, key: jax.Array) -> tuple[Partial, Params]:
+    """Give all dimensions and initialisations, one after the other."""
     dimensions = np.repeat(np.arange(2, config.sweep_top + 1, 2), config.inits)
-    k = np.tile(np.arange(config.sweep_top // 2), 2)  # of the sines, then of the cosines
-    masks = (k[None] < dimensions[:, None] // 2).astype(float)
+    masks = _masks(dimensions, config.sweep_top)
     size = (len(dimensions), config.sweep_top + 1, 1)
     weights = np.asarray(jax.random.uniform(key, size, minval=-1.0, maxval=1.0))
     weights = weights / np.sqrt(dimensions)[:, None, None]  # PyTorch's start
-    kernel = masks[:, :, None] * weights[:, 1:]
-    return masks, {"kernel": kernel, "bias": weights[:, 0]}
+    params = {"kernel": masks[:, :, None] * weights[:, 1:], "bias": weights[:, 0]}
+    return Partial(partial(_linear, config.frequency), masks), params
 
 
-@partial(jax.jit, static_argnames=("target", "dimension", "frequency"))
-def _risks(
-    masks: jax.Array, params: Params, target: str, dimension: int, frequency: float
-) -> jax.Array:
-    def risk(mask: jax.Array, params: Params) -> jax.Array:
-        def f(params: Params, x: jax.Array) -> jax.Array:
-            features = sinusoidal_features(x, dimension=dimension, frequency=frequency)
-            return _masked(mask, params, features)
-
-        return excess_risk(f, params, target=target)
-
-    return jax.vmap(risk)(masks, params)
-
-
-@partial(jax.jit, static_argnames=("steps",))
+@partial(jax.jit, static_argnames="steps")
 def _closed_forms(
-    masks: jax.Array, params: Params, data: Dataset, fraction: float, steps: int
+    f: Partial, params: Params, data: Dataset, fraction: float, steps: int
 ) -> tuple[jax.Array, Params, jax.Array]:
-    """Predict every member at a fraction of its critical learning rate."""
+    """Predict loss and weights of every member, at a fraction of its critical learning rate."""
 
-    def member(mask: jax.Array, params: Params) -> tuple[jax.Array, Params, jax.Array]:
-        features = data.x * mask[None]
-        kernel = features @ features.T + 1  # and the bias
-        critical = critical_learning_rate(kernel, outputs=1)
-        closed = gradient_descent(
-            kernel, data.y, _masked(mask, params, data.x), learning_rate=fraction * critical
-        )
-        a = closed.coefficients(jnp.asarray(steps))
-        moved = {
-            "kernel": params["kernel"] + features.T @ a,
-            "bias": params["bias"] + jnp.sum(a, axis=0),
-        }
-        return jnp.mean(jnp.square(closed.train(jnp.asarray(steps)) - data.y)), moved, critical
+    def member(f: Partial, w: Params) -> tuple[jax.Array, Params, jax.Array]:
+        kernel = ntk(f, w, data.x)
+        critical = critical_learning_rate(kernel)
+        rate, t = fraction * critical, jnp.asarray(steps)
+        closed = gradient_descent(kernel, data.y, f(w, data.x), learning_rate=rate)
+        moved = tangent_parameters(f, w, data.x, closed.coefficients(t))
+        return jnp.mean(jnp.square(closed.train(t) - data.y)), moved, critical
 
-    return jax.vmap(member)(masks, params)
-
-
-def _least(values: np.ndarray) -> float:
-    """Give the least of the finite values, infinity where there is none."""
-    return float(np.min(values, where=np.isfinite(values), initial=np.inf))
+    return jax.vmap(member)(f, params)
 
 
 def _sweep(config: Config, data: Dataset, key: jax.Array) -> tuple[dict, dict]:
-    features = {"dimension": config.sweep_top, "frequency": config.frequency}
-    padded = Dataset(sinusoidal_features(data.x, **features), data.y)
-    masks, params = _members(config, key)
+    f, params = _members(config, key)
     with warnings.catch_warnings():  # members may diverge: the figure counts them
         warnings.filterwarnings("ignore", message=".*diverged", category=UserWarning)
+        optimizer, steps = optax.sgd(config.sweep_rate), config.sweep_steps
         history = train_ensemble(
-            Partial(_masked, masks),
-            params,
-            padded,
-            optax.sgd(config.sweep_rate),
-            steps=config.sweep_steps,
-            record=2,
-            label="sweep over dimensions",
+            f, params, data, optimizer, steps=steps, record=2, label="the sweep"
         )
-    closed_loss, closed, critical = _closed_forms(
-        masks, params, padded, config.fraction, config.sweep_steps
-    )
-    by_dimension = (-1, config.inits)
-    arrays = {
-        "sweep_dimensions": np.arange(2, config.sweep_top + 1, 2),
+    closed_loss, closed, critical = _closed_forms(f, params, data, config.fraction, steps)
+    diverged = np.isnan(history.loss[:, -1])
+    risk, closed_risk = (_risks(f, w, config.target) for w in (history.final, closed))
+    found = {
         "sweep_loss": history.loss[:, -1],
-        "sweep_risk": _risks(masks, history.final, target=config.target, **features),
-        "closed_sweep_loss": closed_loss,
-        "closed_sweep_risk": _risks(masks, closed, target=config.target, **features),
+        "sweep_risk": np.where(diverged, np.nan, risk),
+        "sweep_diverged": diverged,
         "sweep_critical": critical,
+        "closed_sweep_loss": closed_loss,
+        "closed_sweep_risk": closed_risk,
     }
-    arrays = {
-        name: np.asarray(a) if name == "sweep_dimensions" else np.asarray(a).reshape(by_dimension)
-        for name, a in arrays.items()
-    }
-    marks = history.diverged_at if isinstance(history.diverged_at, tuple) else ()
-    diverged = np.array([t is not None for t in marks]).reshape(by_dimension)
-    arrays["sweep_risk"] = np.where(diverged, np.nan, arrays["sweep_risk"])
-    arrays["sweep_diverged"] = diverged
+    arrays = {name: np.reshape(values, (-1, config.inits)) for name, values in found.items()}
+    risks = np.mean(arrays["sweep_risk"], axis=1)
     numbers = {
         "members that diverged": int(diverged.sum()),
-        "members": int(diverged.size),
-        "smallest critical learning rate": float(arrays["sweep_critical"].min()),
+        "members": diverged.size,
+        "smallest critical learning rate": float(np.min(critical)),
         "mean loss at the last dimension": float(np.mean(arrays["sweep_loss"][-1])),
-        "mean risk at the last dimension": float(np.mean(arrays["sweep_risk"][-1])),
-        "smallest mean risk": _least(np.mean(arrays["sweep_risk"], axis=1)),
+        "mean risk at the last dimension": float(risks[-1]),
+        "smallest mean risk": float(np.min(risks, where=np.isfinite(risks), initial=np.inf)),
     }
-    return arrays, numbers
+    return arrays | {"sweep_dimensions": np.arange(2, config.sweep_top + 1, 2)}, numbers
 
 
 # --- the second descent: minimum-norm solutions
@@ -262,48 +204,36 @@ def _data_set(config: Config, seed: int) -> Dataset:
 
 
 def _minimum_norm(config: Config, data: Dataset) -> dict[str, np.ndarray]:
-    """Solve by the pseudo-inverse in every dimension: loss, risk and numerical rank."""
-    x, y = np.asarray(data.x), np.asarray(data.y)
-    dimensions = _dimensions(config.top)
-    design = _design(x, config.top, config.frequency)
-    k = np.tile(np.arange(config.top // 2), 2)  # of the sines, then of the cosines
-    masks = k[None] < dimensions[:, None] // 2
-    weights = np.zeros((len(dimensions), config.top + 1, 1))  # 0 beyond a model's own features
-    losses, ranks = [], []
-    for mask, w in zip(masks, weights, strict=True):
-        own = np.append(mask, True)  # and the bias
-        u, s, vt = np.linalg.svd(design[:, own], full_matrices=False)
-        kept = s > config.cutoff * s[0]
-        w[own] = vt[kept].T @ ((u[:, kept].T @ y) / s[kept, None])
-        losses.append(np.mean((design @ w - y) ** 2))
-        ranks.append(np.sum(kept))
+    """Solve in every dimension: loss, risk and numerical rank."""
+    masks = _masks(_dimensions(config.top), config.top)
+    design = _design(data.x, config.top, config.frequency)
+    weights = np.zeros((len(masks), config.top + 1, 1))  # 0 beyond a model's own features
+    ranks = np.zeros(len(masks), int)
+    for i, mask in enumerate(masks):
+        own = np.append(mask > 0, True)  # and the bias
+        features = design[:, own]
+        weights[i, own], _, ranks[i], _ = np.linalg.lstsq(features, data.y, config.cutoff)
+    f = Partial(partial(_linear, config.frequency), masks)
     params = {"kernel": weights[:, :-1], "bias": weights[:, -1]}
-    risks = _risks(
-        masks.astype(float),
-        params,
-        target=config.target,
-        dimension=config.top,
-        frequency=config.frequency,
-    )
     return {
-        "norm_loss": np.array(losses),
-        "norm_risk": np.asarray(risks),
-        "norm_rank": np.array(ranks),
+        "norm_loss": np.mean((design @ weights - data.y) ** 2, axis=(1, 2)),
+        "norm_risk": np.asarray(_risks(f, params, config.target)),
+        "norm_rank": ranks,
     }
 
 
-def _peak(dimensions: np.ndarray, found: dict[str, np.ndarray], n: int) -> dict[str, float]:
+def _peak(dimensions: np.ndarray, risk: np.ndarray, rank: np.ndarray, n: int) -> dict[str, float]:
     """Say where the risk peaks, and where the rank comes near n and reaches it."""
-    risk, rank = found["norm_risk"], found["norm_rank"]
-    near, full = rank >= n - 2, rank >= n
-    first_near = int(dimensions[np.argmax(near)]) if near.any() else -1
-    first_full = int(dimensions[np.argmax(full)]) if full.any() else -1
-    peak = int(dimensions[np.argmax(risk)])
+
+    def first(reached: np.ndarray) -> int:
+        return int(dimensions[np.argmax(reached)]) if reached.any() else -1
+
+    near, full, peak = first(rank >= n - 2), first(rank >= n), int(dimensions[np.argmax(risk)])
     return {
         "dimension of the peak": peak,
-        "first dimension with rank n - 2 or more": first_near,
-        "first dimension with rank n": first_full,
-        "the peak lies between": float(first_near <= peak <= first_full),
+        "first dimension with rank n - 2 or more": near,
+        "first dimension with rank n": full,
+        "the peak lies between": float(near <= peak <= full),
         "risk at the peak": float(risk.max()),
         "risk at the last dimension": float(risk[-1]),
         "peak over last": float(risk.max() / risk[-1]),
@@ -313,71 +243,65 @@ def _peak(dimensions: np.ndarray, found: dict[str, np.ndarray], n: int) -> dict[
 def run(config: Config) -> Results:
     """Train one model, sweep the dimensions, and solve for the minimum norm."""
     data_key, model_key, sweep_key = jax.random.split(jax.random.key(config.seed), 3)
-    data = make_dataset(data_key, n=config.n, noise=config.noise, target=config.target)
-    arrays, numbers = _one_model(config, data, model_key)
-    swept, sweep_numbers = _sweep(config, data, sweep_key)
-    summary = {f"dimension {config.dimension}": numbers, "sweep": sweep_numbers}
+    data = config.dataset(data_key, noise=config.noise)
+    module = Sinusoidal(config.dimension, frequency=config.frequency)
+    f, params = from_linen(module, model_key, data.x)
+    optimizer = optax.sgd(config.learning_rate)
+    compared = compare(f, params, data, optimizer, steps=config.steps, test=config.grid())
+    recorded = compared.histories["network"].params
+    risk = np.asarray(jax.jit(jax.vmap(partial(excess_risk, f, target=config.target)))(recorded))
+    arrays, sweep = _sweep(config, data, sweep_key)
 
     dimensions = _dimensions(config.top)
     seeds = range(config.seed, config.seed + config.data_seeds)
     solved = [_minimum_norm(config, _data_set(config, seed)) for seed in seeds]
-    for seed, found in zip(seeds, solved, strict=True):
-        summary[f"minimum norm, data seed {seed}"] = _peak(dimensions, found, config.n)
-    arrays |= swept | {"norm_dimensions": dimensions}
+    arrays |= compared.arrays() | {"risk": risk, "norm_dimensions": dimensions}
     arrays |= {name: np.stack([found[name] for found in solved]) for name in solved[0]}
+    one = {"excess risk": float(risk[-1]), "test error": float(risk[-1]) + config.noise**2}
+    summary = {f"dimension {config.dimension}": compared.numbers() | one, "sweep": sweep} | {
+        f"minimum norm, data seed {seed}": _peak(dimensions, risk, rank, config.n)
+        for seed, risk, rank in zip(seeds, arrays["norm_risk"], arrays["norm_rank"], strict=True)
+    }
     return Results(config=config, arrays=arrays, summary=summary)
 
 
 # --- figures
 
 
-def _fit(results: Results) -> Figure:
-    arrays, config = results.arrays, results.config
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    compared = Comparison.of(arrays)
-    grid = compared.grid_x
-    plots.target(axes[0], grid, arrays["target"])
-    for model, own in compared.models.items():
-        label, line, colour = plots.MODELS[model]
-        label = "linear model" if model == "network" else label
-        axes[0].plot(grid[:, 0], own.grid[0, -1, :, 0], line, color=colour, label=label)
-    plots.data(axes[0], compared.x, compared.y)
-    axes[0].set(title=f"dimension {config.dimension}, after training", xlabel="x", ylabel="f(w, x)")
-    axes[0].legend()
-    at, loss = 1 + compared.curve_steps, compared.network.loss[0]
-    axes[1].plot(at, loss, color=plots.COLOURS[0], label="training loss")
-    risk = arrays["risk"][0]
-    axes[1].plot(1 + compared.steps, risk, color=plots.COLOURS[2], label="excess risk")
-    error = risk[-1] + config.noise**2
-    axes[1].axhline(
-        error, linestyle="--", color=plots.COLOURS[3], label="final test error (risk + noise$^2$)"
-    )
-    axes[1].axhline(config.noise**2, linestyle=":", color="0.4", label="noise$^2$")
-    axes[1].set(
-        xscale="log", yscale="log", xlabel="1 + step", ylabel="mean squared error",
-        title="loss and risk",
-    )  # fmt: skip # to be read as a table
-    axes[1].legend()
+def _risk(results: Results) -> Figure:
+    compared, risk = Comparison.of(results.arrays), results.arrays["risk"]
+    noise = results.config.noise
+    figure, ax = plt.subplots(figsize=(6, 4))
+    loss = compared.network.loss[0]
+    ax.plot(1 + compared.curve_steps, loss, color=plots.COLOURS[0], label="training loss")
+    ax.plot(1 + compared.steps, risk, color=plots.COLOURS[2], label="excess risk")
+    told = "final test error (risk + noise$^2$)"
+    ax.axhline(risk[-1] + noise**2, linestyle="--", color=plots.COLOURS[3], label=told)
+    ax.axhline(noise**2, linestyle=":", color="0.4", label="noise$^2$")
+    ax.set(xscale="log", yscale="log", xlabel="1 + step", ylabel="mean squared error")
+    ax.set_title(f"dimension {results.config.dimension}: loss and risk")
+    ax.legend()
     return figure
-
-
-def _draw_band(ax, x: np.ndarray, values: np.ndarray, colour: str, label: str, line: str) -> None:
-    """Draw the mean over axis 1 and the range, where every member is finite."""
-    ax.plot(x, values.mean(axis=1), line, color=colour, label=label)
-    ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, linewidth=0)
 
 
 def _sweep_figure(results: Results) -> Figure:
     arrays, config = results.arrays, results.config
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     x = arrays["sweep_dimensions"]
-    titles = (
-        f"{config.sweep_steps} steps at learning rate {config.sweep_rate:g}",
-        f"closed form, {config.fraction:g} of the critical rate",
+    titles = {
+        "sweep": f"{config.sweep_steps} steps at learning rate {config.sweep_rate:g}",
+        "closed_sweep": f"closed form, {config.fraction:g} of the critical rate",
+    }
+    kinds = (
+        ("loss", plots.COLOURS[0], "-", "training loss"),
+        ("risk", plots.COLOURS[2], "--", "excess risk"),
     )
-    for ax, prefix, title in zip(axes, ("sweep", "closed_sweep"), titles, strict=True):
-        _draw_band(ax, x, arrays[f"{prefix}_loss"], plots.COLOURS[0], "training loss", "-")
-        _draw_band(ax, x, arrays[f"{prefix}_risk"], plots.COLOURS[2], "excess risk", "--")
+    for ax, (sweep, title) in zip(axes, titles.items(), strict=True):
+        for kind, colour, line, label in kinds:
+            values = arrays[f"{sweep}_{kind}"].T  # NaN where a member diverged
+            ax.plot(x, values.mean(axis=0), line, color=colour, label=label)
+            low, high = values.min(axis=0), values.max(axis=0)
+            ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         ax.axhline(config.noise**2, linestyle=":", color="0.4", label="noise$^2$")
         ax.set(yscale="log", xscale="log", xlabel="dimension", title=title)
     axes[0].set_ylabel("mean squared error, mean and range")
@@ -391,35 +315,35 @@ def _sweep_figure(results: Results) -> Figure:
 def _second_descent(results: Results) -> Figure:
     arrays, config = results.arrays, results.config
     figure, axes = plt.subplots(2, 1, figsize=(8, 6.5), sharex=True, height_ratios=(2.2, 1))
-    x = arrays["norm_dimensions"]
-    for i, (risk, loss) in enumerate(zip(arrays["norm_risk"], arrays["norm_loss"], strict=True)):
-        first = i == 0
-        axes[0].plot(x, risk, color=plots.COLOURS[2], alpha=1 if first else 0.35,
-                     label="excess risk" if first else None)  # fmt: skip # to be read as a table
-        axes[0].plot(x, np.maximum(loss, 1e-12), color=plots.COLOURS[0], alpha=1 if first else 0.35,
-                     label="training loss" if first else None)  # fmt: skip # to be read as a table
-    sweep_end = arrays["sweep_dimensions"][-1]
-    axes[0].axvline(sweep_end, linestyle=":", color="0.3", label="end of the practical's sweep")
-    axes[0].set(xscale="log", yscale="log", ylabel="mean squared error", ylim=(1e-9, None))
-    axes[0].set_title(
-        f"minimum norm, {len(arrays['norm_risk'])} data sets (the first one bold), "
-        f"cut-off {config.cutoff:g}"
+    x, sets = arrays["norm_dimensions"], len(arrays["norm_risk"])
+    curves = (
+        (axes[0], arrays["norm_risk"], plots.COLOURS[2], "excess risk"),
+        (axes[0], np.maximum(arrays["norm_loss"], 1e-12), plots.COLOURS[0], "training loss"),
+        (axes[1], arrays["norm_rank"], plots.COLOURS[1], "numerical rank"),
     )
+    for ax, (first, *others), colour, label in curves:
+        ax.plot(x, first, color=colour, label=label)
+        for values in others:
+            ax.plot(x, values, color=colour, alpha=0.35)
+    told, end = "end of the practical's sweep", arrays["sweep_dimensions"][-1]
+    for ax in axes:
+        ax.axvline(end, linestyle=":", color="0.3", label=told)
+    title = f"minimum norm, {sets} data sets (the first one bold), cut-off {config.cutoff:g}"
+    axes[0].set(xscale="log", yscale="log", ylabel="mean squared error", title=title)
+    axes[0].set_ylim(1e-9, None)
     axes[0].legend(loc="upper left")
-    for i, rank in enumerate(arrays["norm_rank"]):
-        axes[1].plot(x, rank, color=plots.COLOURS[1], alpha=1 if i == 0 else 0.35)
     axes[1].axhline(config.n, linestyle=":", color="0.3")
-    axes[1].axvline(sweep_end, linestyle=":", color="0.3")
-    axes[1].set(xlabel="dimension", ylabel="numerical rank")
     axes[1].text(x[0], config.n, " points", va="bottom")
-    axes[1].set_ylim(0, 1.25 * config.n)
+    axes[1].set(xlabel="dimension", ylabel="numerical rank", ylim=(0, 1.25 * config.n))
     return figure
 
 
 def plot(results: Results) -> dict[str, Figure]:
     """Draw one model, the sweep of the practical, and the second descent."""
+    compared = Comparison.of(results.arrays)
     return {
-        "one_model": _fit(results),
+        "functions": plots.functions(compared, target_values=compared.test_y),
+        "risk": _risk(results),
         "sweep": _sweep_figure(results),
         "second_descent": _second_descent(results),
     }
@@ -427,22 +351,21 @@ def plot(results: Results) -> dict[str, Figure]:
 
 def conclude(results: Results) -> list[str]:
     """Say what the risk is, and where it peaks."""
-    one = results.summary[f"dimension {results.config.dimension}"]
-    sweep = results.summary["sweep"]
-    peaks = [v for k, v in results.summary.items() if k.startswith("minimum norm")]
+    config, summary = results.config, results.summary
+    one, sweep = summary[f"dimension {config.dimension}"], summary["sweep"]
+    peaks = [v for k, v in summary.items() if k.startswith("minimum norm")]
+    places = ", ".join(f"{peak['dimension of the peak']:.0f}" for peak in peaks)
     inside = sum(int(peak["the peak lies between"]) for peak in peaks)
-    places = [f"{peak['dimension of the peak']:.0f}" for peak in peaks]
-    fall = min(peak["peak over last"] for peak in peaks)
     return [
-        f"Dimension {results.config.dimension}: training loss "
-        f"{one['final loss of the network']:.2e}, excess risk {one['excess risk']:.2e}, test error "
-        f"{one['test error']:.2e}. The model is linear: the gap to its tangent model is "
-        f"{one['gap between network and tangent model, grid']:.0e}.",
+        f"Dimension {config.dimension}: training loss {one['final loss of the network']:.2e}, "
+        f"excess risk {one['excess risk']:.2e}, test error {one['test error']:.2e}. The model is "
+        "linear: the gap to its tangent model is "
+        f"{one['gap between network and tangent model, test points']:.0e}.",
         f"In the sweep {sweep['members that diverged']} of {sweep['members']} members diverged at "
-        f"learning rate {results.config.sweep_rate:g}; the smallest critical rate is "
+        f"learning rate {config.sweep_rate:g}; the smallest critical rate is "
         f"{sweep['smallest critical learning rate']:.3f}.",
-        f"The minimum-norm risk peaks at dimension {', '.join(places)} for the "
-        f"{len(peaks)} data sets, {inside} of them between the first dimension of numerical rank "
-        f"{results.config.n - 2} and the first of rank {results.config.n}; at dimension "
-        f"{results.config.top} it is at least {fall:.1e} times smaller.",
+        f"The minimum-norm risk peaks at dimension {places} for the {len(peaks)} data sets, "
+        f"{inside} of them between the first dimension of numerical rank {config.n - 2} and the "
+        f"first of rank {config.n}; at dimension {config.top} it is at least "
+        f"{min(peak['peak over last'] for peak in peaks):.1e} times smaller.",
     ]

@@ -11,16 +11,12 @@ Source: practical, sections 2-3 (deep MLP(10), 10 000 steps, learning rate 0.1).
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import optax
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, summarise
-from experiments.results import Results
+from experiments.results import Results, ending, rows
 from experiments.settings import Descent
-from lazyjax import checks, plots
-from lazyjax.comparison import Comparison, join
-from lazyjax.data import TARGETS, make_dataset
+from lazyjax.comparison import Comparison, compare, join
 from lazyjax.kernels import ntk
 from lazyjax.models import deep_mlp, from_linen
 from lazyjax.spectrum import critical_learning_rate
@@ -42,41 +38,22 @@ class Config(Descent):
     wide_fraction: float = 0.5
     """Learning rate of the wide network, as a fraction of its critical one."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.whole("width", self.width, least=1)
-        checks.whole("wide", self.wide, least=1)
-        checks.positive("wide_fraction", self.wide_fraction)
-
 
 def run(config: Config) -> Results:
     """Train both networks, their tangent models and the closed forms."""
     data_key, narrow_key, wide_key = jax.random.split(jax.random.key(config.seed), 3)
-    data = make_dataset(data_key, n=config.n, target=config.target)
-    grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
-
-    parts, rates = [], []
-    for width, key, fraction in (
-        (config.width, narrow_key, None),
-        (config.wide, wide_key, config.wide_fraction),
-    ):
-        f, params = from_linen(deep_mlp(width), key, data.x)
-        rate = config.learning_rate
-        if fraction is not None:
-            rate = fraction * critical_learning_rate(ntk(f, params, data.x))
-        start = jax.tree.map(lambda w: w[None], params)
-        compared, _ = compare(
-            f, start, data, learning_rate=float(rate), steps=config.steps, grid_x=grid_x
-        )
-        parts.append(compared)
-        rates.append(float(rate))
-
-    compared = join(parts)
-    arrays = compared.arrays() | {"target": np.asarray(TARGETS[config.target](grid_x))}
-    summary = summarise(compared, _labels(config))
-    for label, rate in zip(summary, rates, strict=True):
-        summary[label]["learning rate"] = rate
-    return Results(config=config, arrays=arrays, summary=summary)
+    data = config.dataset(data_key)
+    narrow = from_linen(deep_mlp(config.width), narrow_key, data.x)
+    wide = from_linen(deep_mlp(config.wide), wide_key, data.x)
+    wide_rate = config.wide_fraction * critical_learning_rate(ntk(*wide, data.x))
+    compared = join(
+        [
+            compare(f, w, data, optax.sgd(rate), steps=config.steps, test=config.grid())
+            for (f, w), rate in ((narrow, config.learning_rate), (wide, float(wide_rate)))
+        ]
+    )
+    summary = dict(zip(_labels(config), rows(compared), strict=True))
+    return Results(config=config, arrays=compared.arrays(), summary=summary)
 
 
 def _labels(config: Config) -> list[str]:
@@ -85,24 +62,14 @@ def _labels(config: Config) -> list[str]:
 
 def plot(results: Results) -> dict[str, Figure]:
     """Draw functions, training, layers and kernels."""
-    return plots.comparison(
-        Comparison.of(results.arrays),
-        _labels(results.config),
-        target_values=results.arrays["target"],
-    )
+    compared = Comparison.of(results.arrays)
+    return compared.plot(_labels(results.config), target=compared.test_y)
 
 
 def conclude(results: Results) -> list[str]:
     """Say how far each network was from its tangent model."""
-    sentences = []
-    for label, numbers in results.summary.items():
-        ratio = numbers["learning rate"] / numbers["critical learning rate"]
-        sentences.append(
-            f"{label}, at {ratio:.2f} of the critical learning rate: the network ends at a loss of "
-            f"{numbers['final loss of the network']:.2e}, its tangent model at "
-            f"{numbers['final loss of the tangent model']:.2e}. The kernel moved by "
-            f"{100 * numbers['relative kernel change']:.0f} %, and the gap between the two is "
-            f"{100 * numbers['the same over the change of the network']:.0f} % of what the network "
-            "learned."
-        )
-    return sentences
+    return [
+        f"{label}, at {numbers['learning rate'] / numbers['critical learning rate']:.2f} of the "
+        f"critical learning rate: {ending(numbers)}"
+        for label, numbers in results.summary.items()
+    ]

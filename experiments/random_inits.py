@@ -11,17 +11,13 @@ Source: practical, section 8 (ten shallow MLP(10), 5 000 steps, learning rate 0.
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import optax
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, ensemble, spread
-from experiments.results import Results
+from experiments.results import Results, percent, rows, spread
 from experiments.settings import Descent
-from lazyjax import checks, plots
-from lazyjax.comparison import Comparison
-from lazyjax.data import TARGETS, make_dataset
-from lazyjax.models import shallow_mlp
+from lazyjax.comparison import Comparison, compare_ensemble
+from lazyjax.models import from_linen, shallow_mlp
 
 SECTIONS = "8"
 QUICK = {"steps": 300, "networks": 3}
@@ -40,49 +36,42 @@ class Config(Descent):
     steps: int = 5000
     """Steps of full-batch gradient descent."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.whole("networks", self.networks, least=1)
-        checks.whole("width", self.width, least=1)
-
 
 def run(config: Config) -> Results:
     """Train the networks and their tangent models as ensembles."""
     data_key, key = jax.random.split(jax.random.key(config.seed))
-    data = make_dataset(data_key, n=config.n, target=config.target)
-    grid_x = jnp.linspace(-1.0, 1.0, 201)[:, None]
-    f, start = ensemble(shallow_mlp(config.width), key, data.x, config.networks)
-    compared, _ = compare(
-        f,
-        start,
-        data,
-        learning_rate=config.learning_rate,
-        steps=config.steps,
-        grid_x=grid_x,
-    )
-    arrays = compared.arrays() | {"target": np.asarray(TARGETS[config.target](grid_x))}
-    parameters = sum(w[0].size for w in jax.tree.leaves(start))
-    summary = {"parameters of a network": parameters, "over the networks": spread(compared)}
-    return Results(config=config, arrays=arrays, summary=summary)
+    data, module = config.dataset(data_key), shallow_mlp(config.width)
+    keys = jax.random.split(key, config.networks)
+    f, start = jax.vmap(lambda key: from_linen(module, key, data.x))(keys)
+    optimizer = optax.sgd(config.learning_rate)
+    compared = compare_ensemble(f, start, data, optimizer, steps=config.steps, test=config.grid())
+    summary = {
+        "parameters of a network": sum(w[0].size for w in jax.tree.leaves(start)),
+        "over the networks": spread(rows(compared)),
+    }
+    return Results(config=config, arrays=compared.arrays(), summary=summary)
 
 
 def plot(results: Results) -> dict[str, Figure]:
     """Draw functions, training, layers and kernels over the seeds."""
     compared = Comparison.of(results.arrays)
-    return plots.comparison(compared, target_values=results.arrays["target"])
+    return compared.plot(target=compared.test_y)
 
 
 def conclude(results: Results) -> list[str]:
     """Say how far the networks are from each other and from their tangent models."""
     numbers = results.summary["over the networks"]
     loss = numbers["final loss of the network"]
-    gap = numbers["the same over the change of the network"]
-    kernel = numbers["relative kernel change"]
+    gap, kernel = (
+        f"{percent(own['median'])} (from {percent(own['least'])} to {percent(own['most'])})"
+        for own in (
+            numbers["gap as a share of what was learned"],
+            numbers["relative kernel change"],
+        )
+    )
     return [
         f"{results.config.networks} networks of {results.summary['parameters of a network']} "
         f"parameters end at losses from {loss['least']:.1e} to {loss['most']:.1e}.",
-        f"The gap between network and tangent model is {100 * gap['median']:.0f} % of what "
-        f"the network learned (median; from {100 * gap['least']:.0f} to "
-        f"{100 * gap['most']:.0f} %), and the kernel moved by {100 * kernel['median']:.0f} % "
-        f"(from {100 * kernel['least']:.0f} to {100 * kernel['most']:.0f} %).",
+        f"The gap between network and tangent model is, in the median, {gap} of what the network "
+        f"learned, and the kernel moved by {kernel}.",
     ]

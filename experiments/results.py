@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lazyjax.checkpoints import pack, unpack, write_whole
+from lazyjax.comparison import Comparison
 
 MARKER = "done.json"
+FORMAT = 2  # of what is on disk: a folder of another one counts for nothing
 
 
 class Missing(Exception):
@@ -31,6 +34,45 @@ class Results(NamedTuple):
     config: Any
     arrays: dict[str, np.ndarray]
     summary: dict[str, Any]  # nested, of floats; what a reader should conclude from
+
+
+def range_of(values: Any) -> dict[str, float]:
+    """Give median, least and most of a number over the members."""
+    return {
+        "median": float(np.median(values)),
+        "least": float(np.min(values)),
+        "most": float(np.max(values)),
+    }
+
+
+def spread(members: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Give `range_of` each number that all members have."""
+    return {
+        name: range_of([member[name] for member in members])
+        for name in members[0]
+        if all(name in member for member in members)
+    }
+
+
+def rows(compared: Comparison) -> list[dict[str, float]]:
+    """Give the numbers of each member."""
+    return [compared.numbers(i) for i in range(compared.members)]
+
+
+def percent(share: float) -> str:
+    """Say a share in per cent, with two digits."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
+def ending(numbers: dict[str, float]) -> str:
+    """Say how far a network ended from its tangent model, in a sentence of its numbers."""
+    return (
+        f"the network ends at a loss of {numbers['final loss of the network']:.1e}, its tangent "
+        f"model at {numbers['final loss of the tangent model']:.1e}. The weights moved by "
+        f"{percent(numbers['relative weight movement of the network'])}, the kernel by "
+        f"{percent(numbers['relative kernel change'])}, and the gap between the two is "
+        f"{percent(numbers['gap as a share of what was learned'])} of what the network learned."
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -110,6 +152,7 @@ def finish(folder: Path, figures: list[str], timings: dict[str, float]) -> None:
     """Write the timings, and then the marker."""
     write_whole(folder / "timings.json", to_json(timings))
     marker = {
+        "format": FORMAT,
         "checksums": {name: _checksum(folder / name) for name in _COUNTED},
         "figures": figures,
     }
@@ -121,7 +164,7 @@ def is_whole(folder: Path) -> bool:
     marker = read_json(folder / MARKER)
     if not isinstance(marker, dict) or not isinstance(marker.get("checksums"), dict):
         return False
-    return all(
+    return marker.get("format") == FORMAT and all(
         marker["checksums"].get(name) == _checksum(folder / name) is not None for name in _COUNTED
     )
 

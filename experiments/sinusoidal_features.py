@@ -19,42 +19,32 @@ Source: practical, sections 4-7 (dimensions 8, 200 and ten times 100; learning r
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
+import optax
 from jax.tree_util import Partial
 from matplotlib.figure import Figure
 
-from experiments.comparison import compare, ensemble, member_summary, range_of, spread
-from experiments.results import Results
+from experiments.results import Results, rows, spread
 from experiments.settings import Descent, require_even
-from experiments.sinusoidal_figures import (
-    BIAS,
-    Trained,
-    cases,
-    draw_functions,
-    draw_kernels,
-    draw_risk,
-    draw_training,
-    frequency_label,
-    select,
-)
 from experiments.target_functions import best_periodic, risk_floor
-from lazyjax import checks
-from lazyjax.comparison import Comparison
-from lazyjax.data import TARGETS, excess_risk, make_dataset
-from lazyjax.models import Sinusoidal, sinusoidal_features
-from lazyjax.types import Params
+from lazyjax import checks, plots
+from lazyjax.comparison import Comparison, compare_ensemble
+from lazyjax.data import TARGETS, excess_risk
+from lazyjax.models import Sinusoidal, from_linen, sinusoidal_features
+from lazyjax.types import Dataset, Params
 
 SECTIONS = "4-7"
 QUICK = {"steps": 300, "networks": 3}
 
 GRID = 1001  # ten points a wave of the fastest feature
+BIAS = "output/bias"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,204 +69,220 @@ class Config(Descent):
     """Steps of the large model."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.whole("n", self.n, least=2)
-        checks.whole("number of `frequencies`", len(self.frequencies), least=1)
-        checks.positive("frequencies", np.asarray(self.frequencies, np.float64))
-        checks.whole("first_k", self.first_k, least=0)
         for name in ("dimension", "wide_dimension", "ensemble_dimension"):
             require_even(name, getattr(self, name))
-        checks.whole("networks", self.networks, least=1)
-        checks.whole("wide_steps", self.wide_steps, least=1)
+        super().__post_init__()
+        checks.whole("n", self.n, least=2)
 
 
-@cache  # one object a first k: what was compiled is found again
-def padded_model(first_k: int) -> Callable[..., jax.Array]:
-    """Make the linear model whose frequency and dimension are arguments.
+class Case(NamedTuple):
+    """One of the practical's three models, trained at every frequency from the same weights."""
 
-    Parameters
-    ----------
-    first_k : int
-
-    Returns
-    -------
-    callable
-        (frequency, used, params, x) -> (N, 1): `models.Sinusoidal` of the dimension 2 used, its
-        weights padded with zeros. The features of the padding are 0, so its weights have no
-        gradient and stay 0, and neither norms nor kernels see them. One compilation then does for
-        every frequency and dimension.
-    """
-
-    def f(frequency: jax.Array, used: jax.Array, params: Params, x: jax.Array) -> jax.Array:
-        layer = params["output"]
-        half = layer["kernel"].shape[0] // 2
-        features = sinusoidal_features(
-            x, dimension=2 * half, frequency=cast(Any, frequency), first_k=first_k
-        )
-        inside = jnp.tile(jnp.arange(half) < used, 2)[None]  # the sines, then the cosines
-        return jnp.where(inside, features, 0.0) @ layer["kernel"] + layer["bias"][None]
-
-    return f
+    name: str  # the prefix of its arrays
+    label: str
+    colour: str
+    dimension: int
+    steps: int
+    members: int = 1
 
 
-def pad(params: Params, dimension: int) -> Params:
-    """Pad the weights of an ensemble to more features, zeros after the sines and the cosines.
-
-    Parameters
-    ----------
-    params : pytree
-        Of `models.Sinusoidal`, members on axis 0: kernel (E, d, 1), bias (E, 1).
-    dimension : int
-        d or more.
-
-    Returns
-    -------
-    pytree
-        kernel (E, dimension, 1), bias (E, 1).
-    """
-    kernel = np.asarray(params["output"]["kernel"])
-    members, d = kernel.shape[:2]
-    padding = ((0, 0), (0, 0), (0, (dimension - d) // 2), (0, 0))
-    padded = np.pad(kernel.reshape(members, 2, d // 2, 1), padding)
-    bias = np.asarray(params["output"]["bias"])
-    return {"output": {"kernel": padded.reshape(members, dimension, 1), "bias": bias}}
-
-
-@jax.jit
-@jax.vmap
-def _weights_to_risks(f: Partial, on_grid: Params, target: Partial) -> jax.Array:
-    """Compute the excess risk of each member at each of its recorded parameters."""
-    return jax.vmap(lambda w: excess_risk(f, w, target=target))(on_grid)
-
-
-def _train(
-    config: Config, data: Any, dimensions: list[tuple[int, jax.Array, int]], steps: int
-) -> Trained:
-    """Train models of some (dimension, key, members) at every frequency, as one ensemble."""
-    largest = max(dimension for dimension, _, _ in dimensions)
-    starts, used = [], []
-    for dimension, key, members in dimensions:
-        module = Sinusoidal(dimension, first_k=config.first_k)
-        starts.append(pad(ensemble(module, key, data.x, members)[1], largest))
-        used += [dimension // 2] * members
-    times = len(config.frequencies)  # the same initial weights at every frequency
-    start = jax.tree.map(lambda *w: np.concatenate(w * times), *starts)
-    frequency = np.repeat(np.asarray(config.frequencies, data.x.dtype), len(used))
-    f = Partial(padded_model(config.first_k), jnp.asarray(frequency), jnp.asarray(used * times))
-    grid_x = jnp.linspace(-1.0, 1.0, GRID, dtype=data.x.dtype)[:, None]
-    compared, history = compare(
-        f, start, data, learning_rate=config.learning_rate, steps=steps, grid_x=grid_x
+def cases(config: Config) -> tuple[Case, Case, Case]:
+    """List the three models."""
+    small, wide, many = config.dimension, config.wide_dimension, config.ensemble_dimension
+    steps, fewer = config.steps, config.wide_steps
+    blue, orange, green = plots.COLOURS[:3]
+    return (
+        Case("small", f"dimension {small}, {steps} steps", blue, small, steps),
+        Case("wide", f"dimension {wide}, {fewer} steps", orange, wide, fewer),
+        Case("many", f"dimension {many}, seeds", green, many, steps, config.networks),
     )
+
+
+def select(results: Results, case: Case, at: int) -> tuple[Comparison, np.ndarray]:
+    """Give the members of a case at frequency number `at`, and their excess risk (E, G)."""
+    own = slice(at * case.members, (at + 1) * case.members)
+    compared = Comparison.of(results.arrays, f"{case.name}/").of_members(own)
+    return compared, results.arrays[f"{case.name}/risk"][own]
+
+
+def frequency_label(frequency: float) -> str:
+    """Name a frequency in units of pi."""
+    return f"frequency {frequency / math.pi:g} π"
+
+
+def model(first_k: int, frequency: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+    """Evaluate `models.Sinusoidal`; the frequency is an array, of which an ensemble has several."""
+    kernel, bias = params["output"]["kernel"], params["output"]["bias"]
+    features: Any = partial(sinusoidal_features, dimension=len(kernel), first_k=first_k)
+    return features(x, frequency=frequency) @ kernel + bias[None]
+
+
+def _train(config: Config, case: Case, data: Dataset, key: jax.Array) -> dict[str, np.ndarray]:
+    """Train a model at every frequency beside its tangent model; give all that is kept of it."""
+    module, times = Sinusoidal(case.dimension, first_k=config.first_k), len(config.frequencies)
+    keys = jax.random.split(key, case.members)
+    _, params = jax.vmap(lambda key: from_linen(module, key, data.x))(keys)
+    start = jax.tree.map(lambda w: jnp.concatenate([w] * times), params)
+    frequencies = jnp.repeat(jnp.asarray(config.frequencies), case.members)
+    f, grid = Partial(partial(model, config.first_k), frequencies), config.grid(GRID)
+    optimizer = optax.sgd(config.learning_rate)
+    compared = compare_ensemble(f, start, data, optimizer, steps=case.steps, test=grid)
+
+    risk = partial(excess_risk, target=config.target)
+    risks = jax.jit(jax.vmap(lambda f, recorded: jax.vmap(partial(risk, f))(recorded)))
+    # functions before and after training: those of every step would be many
+    ends = {name: replace(m, test=m.test[:, [0, -1]]) for name, m in compared.models.items()}
+    arrays = replace(compared, **ends).arrays(f"{case.name}/")
+    found = risks(f, compared.histories["network"].params)
+    return arrays | {f"{case.name}/risk": np.asarray(found)}
+
+
+def spectrum(compared: Comparison) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give eigenvalues (E, N) and rank (E,) of the kernels, and the least loss that they allow."""
     kernels = compared.kernels[:, 0]
-    eigenvalues, vectors = np.linalg.eigh(kernels)
-    kept = eigenvalues > config.n * np.finfo(kernels.dtype).eps * eigenvalues[:, -1:]
+    values, vectors = np.linalg.eigh(kernels)
+    n = len(compared.y)
+    kept = values > n * np.finfo(kernels.dtype).eps * values[:, -1:]
     y = (vectors.swapaxes(1, 2) @ compared.y[None])[..., 0]  # in the eigenbasis
-    target = Partial(TARGETS[config.target])
+    return values, kept.sum(axis=1), np.where(kept, 0.0, y**2).sum(axis=1) / n
 
-    def drawn(course: Any) -> Any:
-        return replace(course, grid=course.grid[:, [0, -1]])  # before and after
 
-    return Trained(
-        compared=replace(
-            compared,
-            network=drawn(compared.network),
-            tangent=drawn(compared.tangent),
-            closed=drawn(compared.closed),
-            kernels=kernels[:, None],  # it stays the same: one is enough
-        ),
-        risk=np.asarray(_weights_to_risks(f, history.params, target)),
-        eigenvalues=eigenvalues,
-        rank=np.sum(kept, axis=1),
-        least_loss=np.sum(np.where(kept, 0.0, np.square(y)), axis=1) / config.n,
-    )
+def _numbers(compared: Comparison, risk: np.ndarray) -> dict[str, Any]:
+    """Give the numbers of a case: plain for one member, median and range for more."""
+    rate = compared.learning_rate
+    _, rank, least_loss = spectrum(compared)
+    named = {
+        "excess risk": risk[:, -1],
+        "relative movement of the output bias": compared.network.layer[BIAS][:, -1],
+        "least training loss of these features": least_loss,
+        "rank of the kernel": rank,
+        "learning rate over the critical one": rate / compared.critical_learning_rate,
+        "largest gap between network and tangent model": compared.gap_train.max(axis=1),
+    }
+    members = [
+        numbers | {name: float(values[i]) for name, values in named.items()}
+        for i, numbers in enumerate(rows(compared))
+    ]
+    return members[0] if len(members) == 1 else spread(members)
 
 
 def run(config: Config) -> Results:
     """Train the three models at every frequency, with tangent models and closed forms."""
-    data_key, small, wide, many = jax.random.split(jax.random.key(config.seed), 4)
-    data = make_dataset(data_key, n=config.n, target=config.target)
-    longer = [(config.dimension, small, 1), (config.ensemble_dimension, many, config.networks)]
-    groups = {
-        "long": _train(config, data, longer, config.steps),
-        "short": _train(config, data, [(config.wide_dimension, wide, 1)], config.wide_steps),
-    }
-    arrays = {}
-    for group, trained in groups.items():
-        arrays |= trained.arrays(f"{group}/")
-    grid_x = jnp.asarray(groups["long"].compared.grid_x)
-    arrays["target"] = np.asarray(jax.jit(TARGETS[config.target])(grid_x))
-    target, periods = TARGETS[config.target], [2 * math.pi / w for w in config.frequencies]
-    arrays["periodic"] = np.stack([best_periodic(target, period, grid_x) for period in periods])
-    arrays["floors"] = np.asarray([risk_floor(config.target, period) for period in periods])
+    data_key, *keys = jax.random.split(jax.random.key(config.seed), 4)
+    data, grid = config.dataset(data_key), config.grid(GRID)
+    periods = [2 * math.pi / frequency for frequency in config.frequencies]
+    periodic = [best_periodic(TARGETS[config.target], period, grid.x) for period in periods]
+    floors = [risk_floor(config.target, period) for period in periods]
+    arrays = {"periodic": np.stack(periodic), "floors": np.asarray(floors)}
+    for case, key in zip(cases(config), keys, strict=True):
+        arrays |= _train(config, case, data, key)
 
     results = Results(config=config, arrays=arrays, summary={})
-    for at, frequency in enumerate(config.frequencies):
-        rows: dict[str, Any] = {
-            "risk floor of all features of this frequency": float(arrays["floors"][at])
-        }
-        for case in cases(config):
-            rows[case.label] = _numbers(select(results, case, at), config)
-        results.summary[frequency_label(frequency)] = rows
+    for at, (frequency, floor) in enumerate(zip(config.frequencies, floors, strict=True)):
+        results.summary[frequency_label(frequency)] = {
+            "risk floor of all features of this frequency": floor
+        } | {case.label: _numbers(*select(results, case, at)) for case in cases(config)}
     return results
 
 
-def _numbers(trained: Trained, config: Config) -> dict[str, Any]:
-    """Give the numbers of a case: plain for one member, median and range for more."""
-    compared = trained.compared
-    named = {
-        "excess risk": trained.risk[:, -1],
-        "relative movement of the output bias": compared.network.layer[BIAS][:, -1],
-        "least training loss of these features": trained.least_loss,
-        "rank of the kernel": trained.rank,
-        "learning rate over the critical one": config.learning_rate
-        / compared.critical_learning_rate,
-        "largest gap between network and tangent model": compared.gap_train.max(axis=1),
-    }
-    if compared.members == 1:
-        return member_summary(compared, 0) | {name: float(v[0]) for name, v in named.items()}
-    return spread(compared) | {name: range_of(values) for name, values in named.items()}
+def _kernels(results: Results) -> Figure:
+    """Draw the kernels, which stay as they are, and their eigenvalues up to the rank."""
+    config = results.config
+    lines, widths = len(config.frequencies), {"width_ratios": (1, 1, 1, 1.4)}
+    size = (14, 3.3 * lines + 0.3)
+    figure, axes = plt.subplots(lines, 4, figsize=size, squeeze=False, gridspec_kw=widths)
+    for at, (frequency, row) in enumerate(zip(config.frequencies, axes, strict=True)):
+        for ax, case in zip(row, cases(config), strict=False):
+            compared, _ = select(results, case, at)
+            values, rank, _ = spectrum(compared)
+            figure.colorbar(ax.imshow(compared.kernels[0, 0]), ax=ax, shrink=0.85)
+            ax.grid(visible=False)
+            label = f"dimension {case.dimension}"
+            ax.set(title=label, xticks=[], yticks=[], xlabel="training points, by x")
+            index, largest = 1 + np.arange(rank[0]), values[0, ::-1][: rank[0]]
+            row[3].plot(index, largest, "o-", color=case.colour, markersize=4, label=label)
+        row[0].set_ylabel(frequency_label(frequency))
+        row[3].set(yscale="log", xlabel="index", title="eigenvalues of the kernel, up to its rank")
+        row[3].legend()
+    return figure
+
+
+def _risk(results: Results) -> Figure:
+    """Draw why a short period has a floor, and the excess risk at every frequency."""
+    config, arrays = results.config, results.arrays
+    panels = 1 + len(config.frequencies)
+    figure, (why, *others) = plt.subplots(1, panels, figsize=(4.6 * panels, 4.0))
+    grid, target = arrays["small/test_x"][:, 0], arrays["small/test_y"][:, 0]
+    period = 2 * math.pi / config.frequencies[0]
+    why.plot(grid, target, "--", color="0.6", label="target(x)")
+    joined = grid <= 1 - period
+    if np.any(joined):
+        shifted = np.interp(grid[joined] + period, grid, target)
+        label = f"target(x + {period:g})"
+        why.plot(grid[joined], shifted, "--", color=plots.COLOURS[5], label=label)
+    best = arrays["periodic"][0][:, 0]
+    why.plot(grid, best, "-.", color=plots.COLOURS[3], label="mean of the two")
+    why.set(title=f"the best function of period {period:g}", xlabel="x")
+    why.legend()
+    for at, (ax, frequency) in enumerate(zip(others, config.frequencies, strict=True)):
+        if at:
+            ax.sharey(others[0])
+        for case in cases(config):
+            compared, risk = select(results, case, at)
+            shade = 1.0 if case.members == 1 else 0.45
+            lines = ax.plot(1 + compared.steps, risk.T, color=case.colour, alpha=shade)
+            lines[0].set_label(case.label)
+        floor = float(arrays["floors"][at])
+        if floor > 1e-12:
+            ax.axhline(floor, linestyle="-.", color=plots.COLOURS[3], label=f"floor {floor:.3g}")
+        ax.set(xscale="log", yscale="log", xlabel="1 + step", ylabel="excess risk")
+        ax.set_title(frequency_label(frequency))
+        ax.legend()
+    return figure
 
 
 def plot(results: Results) -> dict[str, Figure]:
-    """Draw functions, training, risk and kernels."""
-    return {
-        "functions": draw_functions(results),
-        "training": draw_training(results),
-        "risk": draw_risk(results),
-        "kernels": draw_kernels(results),
-    }
+    """Draw every model by frequency (seeds at the first one), the risk and the kernels."""
+    figures = {"risk": _risk(results), "kernels": _kernels(results)}
+    for case in cases(results.config):
+        compared = Comparison.of(results.arrays, f"{case.name}/")
+        labels = [frequency_label(frequency) for frequency in results.config.frequencies]
+        if case.members > 1:
+            compared, labels = select(results, case, 0)[0], None
+        target = compared.test_y
+        figures[f"{case.name}_functions"] = plots.functions(compared, labels, target_values=target)
+        figures[f"{case.name}_training"] = plots.training(compared, labels)
+        figures[f"{case.name}_layers"] = plots.layers(compared, labels)
+    return figures
 
 
 def conclude(results: Results) -> list[str]:
     """Say how large the gap was, how the movements spread, and what the frequency costs."""
     config = results.config
     small, _, many = cases(config)
-    long, short = (Comparison.of(results.arrays, f"{group}/") for group in ("long", "short"))
-    gaps = [compared.gap_train.max() for compared in (long, short)]
-    closed = [compared.closed_form.gap.max() for compared in (long, short)]
-    moved = [compared.kernel_change.max() for compared in (long, short)]
-    network = select(results, many, 0).compared.network
+    every = [Comparison.of(results.arrays, f"{case.name}/") for case in cases(config)]
+    gap = max(compared.gap_train.max() for compared in every)
+    closed = max(compared.closed_form.gap.max() for compared in every)
+    kernel = max(compared.kernel_change.max() for compared in every)
+    moved = max(compared.network.movement.max() for compared in every)
+    network = select(results, many, 0)[0].network
     weights, bias = network.movement[:, -1], network.layer[BIAS][:, -1]
     sentences = [
         f"Over all models and recorded steps the gap between network and tangent model is at most "
-        f"{max(gaps):.1e}, that between tangent model and closed form {max(closed):.1e}, and the "
-        f"kernel moved by {max(moved):.0e}; the weights meanwhile moved by up to "
-        f"{long.network.movement.max():.2f} of their norm.",
+        f"{gap:.1e}, that between tangent model and closed form {closed:.1e}, and the kernel moved "
+        f"by {kernel:.0e}; the weights meanwhile moved by up to {moved:.2f} of their norm.",
         f"Over {config.networks} seeds ({frequency_label(config.frequencies[0])}) the relative "
         f"movement of all weights ends between {weights.min():.2f} and {weights.max():.2f}, that "
         f"of the output bias between {bias.min():.2f} and {bias.max():.2f}.",
     ]
-    for at, frequency in enumerate(config.frequencies):
-        rows = results.summary[frequency_label(frequency)]
-        risk = rows[many.label]["excess risk"]
-        risk = risk if isinstance(risk, float) else risk["median"]
-        least = float(select(results, small, at).least_loss[0])
-        loss = rows[small.label]["final loss of the network"]
-        floor = rows["risk floor of all features of this frequency"]
+    for at, (label, numbers) in enumerate(results.summary.items()):
+        risk = np.median(select(results, many, at)[1][:, -1])
+        own = numbers[small.label]
         sentences.append(
-            f"{frequency_label(frequency)}: the floor under the risk of all such features is "
-            f"{floor:.4f}; dimension {config.ensemble_dimension} ends at {risk:.4f} (median). "
-            f"Dimension {config.dimension} ends at a training loss of {loss:.1e}, and its features "
-            f"allow {least:.1e}."
+            f"{label}: the floor under the risk of all such features is "
+            f"{numbers['risk floor of all features of this frequency']:.4f}; dimension "
+            f"{many.dimension} ends at {risk:.4f} (median). Dimension {small.dimension} ends at a "
+            f"training loss of {own['final loss of the network']:.1e}, and its features allow "
+            f"{own['least training loss of these features']:.1e}."
         )
     return sentences

@@ -44,7 +44,6 @@ class Config(Fit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.not_negative("noise", self.noise)
         checks.whole("grid_points", self.grid_points, least=2)
 
 

@@ -54,20 +54,20 @@ def test_a_large_alpha_is_lazy_and_alpha_1_is_not(results):
     for label in ("width 8 (practical), alpha", "width 16 (wide), alpha"):
         rows = [row for name, row in results.summary.items() if name.startswith(label)]
         assert len(rows) == 2
-        for name in ("relative kernel change", "the same over the change of the network"):
+        for name in ("relative kernel change", "gap as a share of what was learned"):
             assert rows[1][name] < 0.1 * rows[0][name]
 
 
 def test_tangent_models_meet_the_closed_form_at_every_alpha(results):
     for name in ("practical", "wide"):
-        change = np.abs(results.arrays[f"{name}/tangent_train"]).max()
-        assert results.arrays[f"{name}/closed_gap"].max() < 1e-9 * change
+        change = np.abs(results.arrays[f"{name}/tangent/train"]).max()
+        assert results.arrays[f"{name}/closed/gap"].max() < 1e-9 * change
 
 
 def test_tangent_models_are_the_same_at_every_alpha(results):
-    outputs = results.arrays["practical/tangent_train"]
+    outputs = results.arrays["practical/tangent/train"]
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-9 * np.abs(outputs).max())
-    losses = results.arrays["practical/tangent_loss"]
+    losses = results.arrays["practical/tangent/loss"]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9)
 
 
@@ -139,9 +139,8 @@ def test_the_lazy_limit_of_the_deep_thin_network_learns_little_more_than_the_mea
 def test_figures_and_conclusions_are_made_from_the_results(results):
     with plots.style():
         figures = plot(results)
-    plots.plt.close("all")
     for name in ("practical", "wide"):
-        shared = ("functions", "training", "layers", "kernels")
+        shared = ("functions", "training", "layers", "kernels", "measures")
         assert {f"{name}_{kind}" for kind in shared} <= set(figures)
     assert {"successive_steps", "parameters", "theorem"} <= set(figures)
     sentences = conclude(results)

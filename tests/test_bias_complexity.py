@@ -59,7 +59,7 @@ def test_a_padded_member_is_a_model_of_its_own_dimension(results):
 
 def test_the_model_is_linear_so_the_gap_is_rounding(results):
     numbers = results.summary["dimension 30"]
-    assert numbers["gap between network and tangent model, grid"] < 1e-12
+    assert numbers["gap between network and tangent model, test points"] < 1e-12
     assert numbers["test error"] == pytest.approx(numbers["excess risk"] + 0.05**2)
 
 
@@ -79,7 +79,7 @@ def test_a_rate_above_the_critical_one_is_counted_not_raised():
 
 
 def test_figures_and_conclusions_are_drawn(results):
-    assert set(plot(results)) == {"one_model", "sweep", "second_descent"}
+    assert set(plot(results)) == {"functions", "risk", "sweep", "second_descent"}
     assert len(conclude(results)) == 3
 
 

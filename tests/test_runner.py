@@ -20,8 +20,9 @@ from experiments import __main__ as command
 from experiments import results as disk
 from experiments import runner
 from experiments.report import write_report
-from experiments.settings import Settings
+from experiments.settings import Descent, Settings
 from lazyjax import checks
+from lazyjax.data import make_dataset
 
 TABLE = runner.discover()
 
@@ -154,6 +155,19 @@ def test_what_is_torn_or_gone_is_run_again(name, damage, go):
     assert files(out, "arrays.npz", "summary.json", "config.json") == whole
 
 
+def test_results_of_another_format_are_run_again(go):
+    path = go().out / "first" / "done.json"
+    marker = json.loads(path.read_text())
+    assert marker["format"] == disk.FORMAT
+    for other in ({"format": disk.FORMAT - 1}, {}):  # the first format had no number
+        path.write_text(json.dumps({k: v for k, v in marker.items() if k != "format"} | other))
+        assert not disk.is_whole(path.parent)
+    go()
+    assert go.table["first"].runs == 2
+    assert go.table["second"].runs == 1
+    assert disk.is_whole(path.parent)
+
+
 def test_figures_that_are_gone_are_drawn_without_computing(go):
     out = go().out
     (out / "first" / "numbers.png").unlink()
@@ -270,6 +284,28 @@ def test_an_experiment_without_its_package_is_left_out_and_fails_only_if_it_was_
     assert "second is left out: it needs a package." in result.text
     del go.table["first"]
     assert go().failed == ["second"]
+
+
+def test_the_points_of_a_fit_come_in_the_order_of_x():
+    config = Descent(n=9, target="complex")
+    x, y = config.dataset(jax.random.key(3), noise=0.1)
+    drawn = make_dataset(jax.random.key(3), n=9, noise=0.1, target="complex")
+    assert x.shape == y.shape == (9, 1)
+    assert np.all(np.diff(x[:, 0]) > 0)
+    order = np.argsort(drawn.x[:, 0])
+    np.testing.assert_array_equal(x, drawn.x[order])
+    np.testing.assert_array_equal(y, drawn.y[order])
+    grid = config.grid(5)
+    np.testing.assert_array_equal(grid.x[:, 0], [-1, -0.5, 0, 0.5, 1])
+    np.testing.assert_allclose(grid.y, np.sin(10 * grid.x) * np.cos(2 * grid.x + 1))
+
+
+def test_ranges_are_of_the_numbers_that_all_members_have():
+    members = [{"a": 1.0, "b": 2.0}, {"a": 5.0}, {"a": 2.0, "b": 0.0}]
+    assert disk.spread(members) == {"a": {"median": 2.0, "least": 1.0, "most": 5.0}}
+    assert [disk.percent(s) for s in (1.983, 0.996, 0.0337, 0.0)] == [
+        "200 %", "100 %", "3.4 %", "0 %",
+    ]  # fmt: skip # to be read as a table
 
 
 # --- the command line

@@ -9,11 +9,21 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.comparison import ensemble
 from experiments.results import Results
-from experiments.sinusoidal_features import Config, conclude, pad, padded_model, plot, run
-from experiments.sinusoidal_figures import BIAS, Trained, cases, frequency_label, select
+from experiments.sinusoidal_features import (
+    BIAS,
+    Config,
+    cases,
+    conclude,
+    frequency_label,
+    model,
+    plot,
+    run,
+    select,
+    spectrum,
+)
 from lazyjax import plots
+from lazyjax.comparison import Comparison
 from lazyjax.data import make_dataset
 from lazyjax.models import Sinusoidal, from_linen, sinusoidal_features
 from lazyjax.tangent import linearize
@@ -77,30 +87,26 @@ def test_it_equals_its_tangent_model_to_rounding_at_every_step(dimension, first_
     assert network.weight_movement[-1] > 0.1  # it did learn
 
 
-@pytest.mark.parametrize(("dimension", "largest", "first_k"), [(8, 8, 0), (8, 20, 0), (12, 40, 1)])
-def test_padding_changes_no_output_and_no_norm(dimension, largest, first_k):
-    x, frequency = jnp.linspace(-1, 1, 7)[:, None], 0.7
-    module = Sinusoidal(dimension, frequency=frequency, first_k=first_k)
-    f, params = ensemble(module, jax.random.key(0), x, 2)
-    padded = pad(params, largest)
-    assert padded["output"]["kernel"].shape == (2, largest, 1)
-    assert optax.tree.norm(padded) == pytest.approx(float(optax.tree.norm(params)), rel=1e-14)
-    used = jnp.asarray(dimension // 2)
-    for i in range(2):
-        first, second = (
-            jax.tree.map(lambda w, i=i: jnp.asarray(w[i]), p) for p in (params, padded)
-        )
-        ours = padded_model(first_k)(jnp.asarray(frequency), used, second, x)
-        assert ours.shape == (7, 1)
-        np.testing.assert_allclose(ours, f(first, x), atol=1e-14)
+@pytest.mark.parametrize(("dimension", "first_k"), [(8, 0), (12, 1)])
+def test_an_ensemble_of_frequencies_is_the_models_of_each(dimension, first_k):
+    x, frequencies = jnp.linspace(-1, 1, 7)[:, None], (0.7, 4.0)
+    modules = [Sinusoidal(dimension, frequency=w, first_k=first_k) for w in frequencies]
+    (f, params), (g, others) = (from_linen(m, jax.random.key(0), x) for m in modules)
+    for ours, other in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
+        np.testing.assert_array_equal(ours, other)  # the same weights at every frequency
+    outputs = jax.vmap(lambda w: model(first_k, w, params, x))(jnp.asarray(frequencies))
+    assert outputs.shape == (2, 7, 1)
+    for ours, function in zip(outputs, (f, g), strict=True):
+        np.testing.assert_allclose(ours, function(params, x), atol=1e-14)
 
 
 def test_the_gap_is_rounding_while_the_weights_move(results):
-    for group in ("long", "short"):
-        compared = Trained.of(results.arrays, f"{group}/").compared
+    for case in cases(CONFIG):
+        compared = Comparison.of(results.arrays, f"{case.name}/")
+        assert compared.members == 2 * case.members
         limit = rounding_of(compared.network.train)
         assert compared.gap_train.max() < limit
-        assert compared.gap_grid.max() < limit
+        assert compared.gap_test.max() < limit
         assert compared.closed.gap.max() < 10 * limit
         assert compared.kernel_change.max() == 0.0
         assert compared.network.movement[:, -1].min() > 0.1
@@ -113,22 +119,23 @@ def test_the_gap_is_rounding_while_the_weights_move(results):
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_each_case_is_the_model_that_it_says(which, at, results):
     case = cases(CONFIG)[which]
-    trained = select(results, case, at)
-    compared = trained.compared
+    compared, _ = select(results, case, at)
+    _, _, least_loss = spectrum(compared)
     dimension = (CONFIG.dimension, CONFIG.wide_dimension, CONFIG.ensemble_dimension)[which]
     x = jnp.asarray(compared.x)
     phi = sinusoidal_features(x, dimension=dimension, frequency=CONFIG.frequencies[at])
     design = np.concatenate([phi, np.ones_like(x)], axis=1)  # the bias
-    assert compared.kernels.shape == (case.members, 1, CONFIG.n, CONFIG.n)
-    for (kernel,) in compared.kernels:
+    points = len(compared.kernel_steps)
+    assert compared.kernels.shape == (case.members, points, CONFIG.n, CONFIG.n)
+    for kernel in compared.kernels.reshape(-1, CONFIG.n, CONFIG.n):
         np.testing.assert_allclose(kernel, design @ design.T, atol=1e-12 * kernel.max())
     residual = compared.y - design @ np.linalg.lstsq(design, compared.y, rcond=1e-9)[0]
-    np.testing.assert_allclose(trained.least_loss, np.mean(residual**2), atol=1e-9)
-    assert np.all(compared.network.loss >= trained.least_loss[:, None] - 1e-12)
+    np.testing.assert_allclose(least_loss, np.mean(residual**2), atol=1e-9)
+    assert np.all(compared.network.loss >= least_loss[:, None] - 1e-12)
 
 
 def test_k_from_0_wastes_a_sine_and_a_cosine(results):
-    ranks = [select(results, cases(CONFIG)[0], at).rank for at in (0, 1)]
+    ranks = [spectrum(select(results, cases(CONFIG)[0], at)[0])[1] for at in (0, 1)]
     np.testing.assert_array_equal(ranks, [[7], [7]])
 
 
@@ -137,12 +144,12 @@ def test_no_model_of_period_1_has_a_risk_below_one_twelfth(results):
     assert results.arrays["floors"][1] == 0.0
     small, wide, many = cases(CONFIG)
     for case in (small, wide, many):
-        assert select(results, case, 0).risk.min() > 1 / 12
-    assert select(results, small, 1).risk[:, -1].max() < 1 / 12
+        assert select(results, case, 0)[1].min() > 1 / 12
+    assert select(results, small, 1)[1][:, -1].max() < 1 / 12
 
 
 def test_the_output_bias_spreads_further_than_all_weights(results):
-    network = select(results, cases(CONFIG)[2], 0).compared.network
+    network = select(results, cases(CONFIG)[2], 0)[0].network
 
     def spread(movement):
         return np.max(movement[:, -1]) / np.min(movement[:, -1])
@@ -155,7 +162,12 @@ def test_figures_and_conclusions_come_from_the_results(results):
         figures = plot(results)
         for figure in figures.values():
             figure.canvas.draw()
-    assert set(figures) == {"functions", "training", "risk", "kernels"}
+    drawn = {
+        f"{case.name}_{kind}"
+        for case in cases(CONFIG)
+        for kind in ("functions", "training", "layers")
+    }
+    assert set(figures) == {"risk", "kernels"} | drawn
     assert all("nan" not in sentence for sentence in conclude(results))
 
 
@@ -164,14 +176,13 @@ def test_one_frequency_without_a_floor_can_be_drawn(results):
     arrays = dict(results.arrays)
     for name in ("floors", "periodic"):
         arrays[name] = arrays[name][1:]
-    for group in ("long/", "short/"):
-        compared, *others = Trained.of(arrays, group)
-        last = slice(compared.members // 2, None)
-        arrays |= Trained(compared.of_members(last), *(a[last] for a in others)).arrays(group)
+    for case in cases(CONFIG):
+        compared, risk = select(results, case, 1)
+        arrays |= compared.arrays(f"{case.name}/") | {f"{case.name}/risk": risk}
     label = frequency_label(config.frequencies[0])
     one = Results(config=config, arrays=arrays, summary={label: results.summary[label]})
     np.testing.assert_array_equal(
-        select(one, cases(config)[2], 0).risk, select(results, cases(CONFIG)[2], 1).risk
+        select(one, cases(config)[2], 0)[1], select(results, cases(CONFIG)[2], 1)[1]
     )
     with plots.style():
         for figure in plot(one).values():
