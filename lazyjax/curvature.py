@@ -13,6 +13,7 @@ from lazyjax.loop import objective
 from lazyjax.meshes import in_any_program
 from lazyjax.norms import norm
 from lazyjax.traces import as_it_is, one_example
+from lazyjax.training import as_dataset, as_loss, check_member
 from lazyjax.types import Dataset, Loss, ModelFunction, Params
 from lazyjax.widening import widened
 
@@ -56,6 +57,25 @@ def _largest(diagonal: list[jax.Array], beside: list[jax.Array]) -> jax.Array:
     return jnp.linalg.eigvalsh(jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1))[-1]
 
 
+def largest_curvature(
+    f: Partial, loss: Partial, params: Params, data: Dataset, depth: int = 24
+) -> jax.Array:
+    """Compute `sharpness`, unchecked, from the start of seed 0."""
+    return _by_lanczos(f, loss, params, data, jax.random.key(0), depth)
+
+
+def _by_lanczos(
+    f: Partial, loss: Partial, params: Params, data: Dataset, key: jax.Array, depth: int
+) -> jax.Array:
+    state, diagonal, beside = _first(params, key), [], []
+    for _ in range(min(depth, sum(w.size for w in jax.tree.leaves(params)))):
+        # on the host: in a loop convolutions are slow, or long to compile
+        state, alpha = _step(f, loss, params, data, state)
+        diagonal.append(alpha)
+        beside.append(state.beta)
+    return _largest(diagonal, beside)
+
+
 @in_any_program()
 def sharpness(
     f: ModelFunction,
@@ -95,8 +115,8 @@ def sharpness(
     Raises
     ------
     TypeError, ValueError
-        If `params` holds anything but floats, `depth` is no whole number from 1, or the loss does
-        not fit.
+        If `params` holds anything but floats, `depth` is no whole number from 1, or data, loss and
+        model do not fit, as in `train`.
 
     Notes
     -----
@@ -116,13 +136,7 @@ def sharpness(
     """
     checks.floating("params", params)
     checks.whole("depth", depth, least=1)
-    f = as_it_is(checks.model_function(f), params, one_example(data[0]))
-    loss = loss if isinstance(loss, Partial) else Partial(loss)
-    depth = min(depth, sum(w.size for w in jax.tree.leaves(params)))
-    key = jax.random.key(0) if key is None else key
-    state, diagonal, beside = _first(params, key), [], []
-    for _ in range(depth):  # on the host: in a loop convolutions are slow, or long to compile
-        state, alpha = _step(f, loss, params, Dataset(*data), state)
-        diagonal.append(alpha)
-        beside.append(state.beta)
-    return _largest(diagonal, beside)
+    data, loss = as_dataset(data), as_loss(loss)
+    f = as_it_is(checks.model_function(f), params, one_example(data.x))
+    check_member(f, loss, params, data)
+    return _by_lanczos(f, loss, params, data, jax.random.key(0) if key is None else key, depth)

@@ -38,8 +38,8 @@ section { border-top: 1px solid var(--line); padding: 1.8rem 0; }
                padding: .6rem 1.2rem .6rem 2rem; border-radius: 0 8px 8px 0; }
 .conclusions li { overflow-wrap: anywhere; }
 figure { margin: 1.2rem 0; break-inside: avoid; overflow-x: auto; }
-figure img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-             border-radius: 6px; }
+figure img { width: var(--width); max-width: 100%; height: auto; background: #fff;
+             border: 1px solid var(--line); border-radius: 6px; }
 figcaption { color: var(--soft); font-size: .9rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
 table { border-collapse: collapse; font-size: .88rem; margin: .5rem 0; display: block;
@@ -49,7 +49,7 @@ td, th { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; tex
 td.number, th.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: var(--wash); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto;
       font-size: .85rem; line-height: 1.45; }
-@media (max-width: 600px) { figure img { max-width: none; width: 760px; }
+@media (max-width: 600px) { figure img { max-width: none; width: calc(.72 * var(--width)); }
   main { padding: 1.2rem .9rem 3rem; } h1 { font-size: 1.5rem; } }
 @media print { nav { break-after: page; } details { display: none; } }
 """
@@ -65,6 +65,7 @@ _CAPTIONS = {
     "measures": "What else changed on the way: the speed of the kernel, how far it turned to the "
     "targets, the sharpness of the loss, and which units changed sides.",
 }
+_PIXELS = 0.55  # of the page for one of a figure: letters are as large in all of them
 _COLUMNS = 8  # members of a table, beyond which it shows their range
 _LINES = 60  # of the code that is shown, at most
 
@@ -98,8 +99,10 @@ def fold(title: str, content: str) -> str:
 def picture(png: bytes, caption: str) -> str:
     """Give a figure."""
     data, text = base64.b64encode(png).decode(), html.escape(caption)
+    width = int.from_bytes(png[16:20]) * _PIXELS
     return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{text}" style="--width: {width:.0f}px" '
+        f'src="data:image/png;base64,{data}">'
         f"<figcaption>{text}</figcaption></figure>"
     )
 
@@ -122,7 +125,8 @@ def _png(figure: Figure, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def _conclusions(sentences: Iterable[str]) -> str:
+def conclusions(sentences: Iterable[str]) -> str:
+    """Give the sentences to be read first."""
     return (
         f'<ul class="conclusions">{"".join(f"<li>{html.escape(s)}</li>" for s in sentences)}</ul>'
     )
@@ -196,7 +200,7 @@ def comparison_page(
     body = (
         '<p class="lead">Does this network train like its linearization?</p>'
         f"<h1>{html.escape(_headline(found).capitalize())}</h1>"
-        f"{_conclusions(_said(found, labels))}{why}<section>{figures}</section>"
+        f"{conclusions(_said(found, labels))}{why}<section>{figures}</section>"
         f"<section><h2>Numbers, at the end of training</h2>{_numbers(compared, labels)}</section>"
         f"<section><h2>Settings</h2>{table(compared.settings.items())}</section>"
         f"<section>{lines}</section>"

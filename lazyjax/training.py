@@ -177,7 +177,7 @@ _OF_FLOATS = (
 """Losses of Optax, element by element: targets that are floats have the shape of the outputs."""
 
 
-def _check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
+def check_member(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> None:
     """Check what one member is trained on; shapes only, so under `jax.vmap` too."""
     inner = innermost(loss)
     if factor_of_squares(loss) is not None:
@@ -330,7 +330,7 @@ def train(
     settings = Settings(steps, batch_size, record, chunk_steps, checkpoint, label)
     problem = _prepare(f, params, data, loss, settings)
     check_dataset(problem.data)
-    _check_member(*problem)
+    check_member(*problem)
     return run(problem, optimizer, key, settings)
 
 
@@ -409,7 +409,7 @@ def train_ensemble(
     check_dataset(one)
     checks.finite("data", data)
     jax.eval_shape(
-        jax.vmap(lambda f, loss, w: _check_member(f, loss, w, one), axis_size=shapes[0][0]),
+        jax.vmap(lambda f, loss, w: check_member(f, loss, w, one), axis_size=shapes[0][0]),
         f,
         loss,
         params,

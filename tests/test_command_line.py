@@ -1,4 +1,4 @@
-"""`python -m lazyjax kernel`: a kernel for people who only want the file."""
+"""`python -m lazyjax`: a kernel, or a comparison, for people who only want the file."""
 
 import signal
 import subprocess
@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
-from lazyjax import ntk
+from lazyjax import Comparison, Dataset, compare, loop, ntk, verdicts
 from lazyjax.__main__ import main
 from lazyjax.store import open_kernel, workers
 
@@ -23,6 +24,11 @@ def make():
 
 def wrong():
     return 3
+
+def classifier():
+    return lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"], {
+        "a": np.linspace(-1, 1, 10).reshape(2, 5), "b": np.linspace(1, 2, 15).reshape(5, 3)
+    }
 """
 
 
@@ -124,12 +130,119 @@ def test_wrong_options_and_commands_are_refused(folder, capsys):
         assert run(*options) == 2
         assert capsys.readouterr().err.startswith(f"error: `{options[0].strip('-')}` must be")
     assert main(["kernels"]) == 2
-    assert "`command` must be one of kernel, got 'kernels'" in capsys.readouterr().err
+    assert "`command` must be one of compare, kernel, got 'kernels'" in capsys.readouterr().err
     assert main(["kernel", "--help"]) == 0
     assert main(["kernel"]) == 2
     assert main([]) == 2
     assert main(["--help"]) == 0
     assert not Path("K.zarr").exists()
+
+
+# --- compare
+
+
+@pytest.fixture
+def points(folder):
+    x = np.linspace(-1, 1, 24).reshape(12, 2)
+    np.savez("d.npz", x=x, y=np.arange(12) % 3, test_x=x + 1, test_y=np.arange(12) % 3)
+    np.savez("values.npz", x=x, y=np.sin(3 * x[:, [0, 0, 1]]))
+    return folder
+
+
+def compared(*options, data="d.npz", out="page"):
+    words = ["--data", data, "--out", out, "--steps", "40", *options]
+    return main(["compare", "models_of_the_test:classifier", *words])
+
+
+def test_the_page_and_the_numbers_are_in_the_folder_and_the_verdict_is_printed(points, capsys):
+    assert compared("--learning-rate", "0.2") == 0
+    found = Comparison.load("page/comparison.npz")
+    printed = capsys.readouterr().out
+    assert printed == f"{verdicts(found)[0]}\npage/index.html\n"
+    from models_of_the_test import classifier  # pyright: ignore (a module that the test writes)
+
+    held = np.load("d.npz")
+    data = Dataset(held["x"], held["y"])
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    own = compare(*classifier(), data, optax.sgd(0.2), steps=40, loss=loss)
+    np.testing.assert_array_equal(found.network.loss, own.network.loss)
+    np.testing.assert_array_equal(found.tangent.train, own.tangent.train)
+    assert found.network.test_accuracy is not None
+    assert "python -m lazyjax" in Path("page/index.html").read_text()
+    assert compared() == 2
+    assert "error: `--out` must be new, got page" in capsys.readouterr().err
+
+
+def test_a_rate_that_is_auto_is_half_of_the_critical_one(points, capsys):
+    assert compared("--momentum", "0.5", data="values.npz") == 0
+    found = Comparison.load("page/comparison.npz")
+    half = found.critical_learning_rate[0] / 2
+    assert found.learning_rate[0] == pytest.approx(half, rel=1e-6)
+    assert found.momentum[0] == pytest.approx(0.5)
+    assert found.closed is not None
+
+
+def test_alphas_are_members(points, capsys):
+    assert compared("--alpha", "1", "100", "--learning-rate", "0.01", data="values.npz") == 0
+    assert Comparison.load("page/comparison.npz").alpha.tolist() == [1, 100]
+    assert "alpha = 100: " in capsys.readouterr().out
+
+
+def test_a_training_that_was_interrupted_goes_on(points, monkeypatch, capsys):
+    run, calls = loop.run_chunk, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:  # each training is traced and then run
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    options = ("--learning-rate", "0.2")
+    monkeypatch.setattr(loop, "run_chunk", interrupted)
+    assert compared(*options) == 130
+    assert capsys.readouterr().err.endswith("The same command with --resume goes on.\n")
+    assert {p.name for p in Path("page").iterdir()} == {"network.npz"}
+    assert compared(*options, "--resume") == 0
+    assert len(calls) == 4 + 3  # the network was not trained again
+    whole = Path("page/comparison.npz").read_bytes()
+    assert compared(*options, out="again") == 0
+    assert Path("again/comparison.npz").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "`--steps` must be at least 1"),
+        (["--optimizer", "sdg"], "`--optimizer` must be one of sgd, adam"),
+        (["--loss", "mse"], "`--loss` must be one of squared_error"),
+        (["--learning-rate", "fast"], "`--learning-rate` must be a number or auto"),
+        (["--learning-rate", "-1"], "`--learning-rate` must be positive"),
+        (["--optimizer", "adam"], "`--learning-rate` must be a number for adam"),
+        (
+            ["--optimizer", "adam", "--learning-rate", "0.1", "--momentum", "0.9"],
+            "`--momentum` must be 0 for adam",
+        ),
+        (["--momentum", "1.5"], "`momentum` must be in [0, 1)"),
+        (["--batch-size", "0"], "`batch_size` must be at least 1"),
+        (["--alpha", "0"], "`alpha` must be positive"),
+        (["--memory", "much"], "`memory` must be an amount"),
+        (["--loss", "squared_error"], "`data.y`"),
+    ],
+)
+def test_what_is_wrong_with_a_comparison_is_told_in_one_line(points, capsys, options, message):
+    assert compared(*options) == 2
+    assert capsys.readouterr().err.strip().startswith(f"error: {message}")
+
+
+def test_a_file_without_targets_is_refused(points, capsys):
+    for name, arrays in (("a", {"x": 1}), ("b", {"x": 1, "y": 2, "z": 3}), ("c", {"test_y": 1})):
+        np.savez(f"{name}.npz", **{key: np.ones((2, 2)) for key in arrays})
+        assert compared(data=f"{name}.npz") == 2
+        assert "error: `--data` must hold x and y" in capsys.readouterr().err
+    np.save("one.npy", np.ones((2, 2)))
+    assert compared(data="one.npy") == 2
+    assert "got one array" in capsys.readouterr().err
+    assert not Path("page").exists()
 
 
 def test_it_runs_as_a_module(folder):

@@ -18,6 +18,7 @@ from lazyjax import checks
 from lazyjax.commands.arguments import Factory, model, opened
 from lazyjax.comparison import verdicts
 from lazyjax.curvature import sharpness
+from lazyjax.laws import check_momentum
 from lazyjax.tangent import linearize
 from lazyjax.training import progress
 from lazyjax.types import Dataset, Loss, ModelFunction, Params
@@ -99,6 +100,7 @@ def compare(
     checks.one_of("--optimizer", optimizer, OPTIMIZERS)
     if loss is not None:
         checks.one_of("--loss", loss, LOSSES)
+    check_momentum(momentum)
     if momentum and optimizer != "sgd":
         raise ValueError(
             f"`--momentum` must be 0 for {optimizer}, got {momentum}. Use --optimizer sgd."

@@ -19,7 +19,7 @@ from lazyjax.comparison.classes import Classes
 from lazyjax.comparison.closed import closed_form
 from lazyjax.comparison.optimizers import HeavyBall
 from lazyjax.comparison.records import Comparison, Course, rms
-from lazyjax.curvature import sharpness
+from lazyjax.curvature import largest_curvature
 from lazyjax.kernels import Request, kernels, within_budget
 from lazyjax.metrics import (
     kappa,
@@ -147,10 +147,10 @@ def _some(data: Dataset, examples: np.ndarray) -> Dataset:
     return Dataset(*jax.tree.map(some, tuple(data)))
 
 
-def _measured(function: Callable[..., Any], *arguments: Any, **options: Any) -> float:
+def _measured(function: Callable[..., Any], *arguments: Any) -> float:
     """Give a number, NaN where a model has none (no second derivative, weights not finite)."""
     try:
-        return float(function(*arguments, **options))
+        return float(function(*arguments))
     except Exception:
         return np.nan
 
@@ -210,13 +210,13 @@ def measured(
     aligned = [np.nan if columns is None else _with_targets(k, columns) for k in thetas]
     sharp = np.full(len(which), np.nan)
     for i in spread(amounts.sharpness_points, which):
-        sharp[i] = _measured(sharpness, f, at[i], subset, loss=member.loss)
+        sharp[i] = _measured(largest_curvature, f, member.loss, at[i], subset)
     inputs = relu_inputs(f, member.start, of_few.x1)
     patterns = None
     if inputs is not None:
         patterns = np.asarray([[_patterns(inputs, w, at[0], of_few.x1) for w in at]])
     if np.isnan(critical) and member.ball is not None and amounts.sharpness_points:
-        flat = _measured(sharpness, member.tangent, at[0], subset, loss=member.loss)
+        flat = _measured(largest_curvature, member.tangent, member.loss, at[0], subset)
         critical = 2 * (1 + member.ball.momentum) / flat if flat > 0 else np.nan
 
     ball = member.ball or HeavyBall(np.nan, np.nan)
