@@ -1,7 +1,15 @@
 """lazyjax: does this network train like its linearization?"""
 
 from lazyjax.checkpoints import load_history, load_tree, save_history, save_tree
-from lazyjax.comparison import Comparison, Thresholds, Verdict, compare, verdicts
+from lazyjax.comparison import (
+    Comparison,
+    Thresholds,
+    Verdict,
+    compare,
+    compare_ensemble,
+    verdicts,
+)
+from lazyjax.curvature import sharpness
 from lazyjax.data import TARGETS, excess_risk, expected_test_error, make_dataset
 from lazyjax.dynamics import Dynamics, gradient_descent, gradient_flow
 from lazyjax.kernels import Estimate, estimate, explain, matrix, ntk
@@ -28,6 +36,7 @@ from lazyjax.models import (
     sinusoidal_features,
 )
 from lazyjax.operators import KernelOperator, as_operator, ntk_operator
+from lazyjax.patterns import relu_inputs
 from lazyjax.regression import kernel_regression, tangent_parameters
 from lazyjax.sketches import sketch
 from lazyjax.spectrum import (
@@ -67,6 +76,7 @@ __all__ = [
     "as_operator",
     "center",
     "compare",
+    "compare_ensemble",
     "critical_learning_rate",
     "deep_mlp",
     "effective_rank",
@@ -100,11 +110,13 @@ __all__ = [
     "progress",
     "relative_kernel_change",
     "relative_weight_movement",
+    "relu_inputs",
     "save_history",
     "save_tree",
     "scale",
     "scale_loss",
     "shallow_mlp",
+    "sharpness",
     "sinusoidal_features",
     "sketch",
     "step_sizes",

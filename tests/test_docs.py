@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,28 @@ def run(page):
     for code in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL):
         exec(code, found)
     return found
+
+
+def test_the_page_on_compare_prints_what_it_shows(capsys):
+    jax.config.update("jax_enable_x64", False)  # as its reader has it
+    try:
+        with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
+            found = run("compare.md")
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    text = (DOCS / "compare.md").read_text()
+    shown = re.search(r"It prints\n\n((?:    .*\n)+)", text)
+    assert shown is not None
+    printed = capsys.readouterr().out
+    assert printed.startswith(re.sub("^    ", "", shown[1], flags=re.MULTILINE))
+    assert re.search(r"^alpha = 100: lazy, gap", printed, re.MULTILINE)
+    assert [ax.get_title() for ax in found["figure"].axes][2] == "accuracy"
+    assert set(found["figures"]) >= {"predictions", "training", "measures"}
+    named = set(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))
+    for name in re.findall(r"`(\w+)`", " ".join(named)):
+        assert hasattr(found["compared"], name), name
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (DOCS / picture).is_file()
 
 
 @pytest.fixture(scope="module")
