@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from lazyjax.comparison.amounts import Amounts, spread
 from lazyjax.comparison.optimizers import HeavyBall
 from lazyjax.comparison.records import ClosedForm, mean_square, rms
+from lazyjax.comparison.sizes import Amounts, spread
 from lazyjax.dynamics import gradient_descent
 from lazyjax.kernels import ntk
 from lazyjax.operators import NotConverged, ntk_operator
@@ -53,7 +53,9 @@ def _from_kernel(
     if test_x is not None:
         test = dynamics.test(steps, ntk(f, anchor, test_x, data.x), f_lin(start, test_x))
     movement = jnp.sqrt(jnp.maximum(square, 0.0)) / optax.tree.norm(start)
-    return dynamics.train(steps), test, movement, critical_learning_rate(kernel, momentum=momentum)
+    outputs = 1 if kernel.ndim == 2 else None
+    critical = critical_learning_rate(kernel, outputs=outputs, momentum=momentum)
+    return dynamics.train(steps), test, movement, critical
 
 
 @jax.jit

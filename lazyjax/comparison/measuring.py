@@ -14,13 +14,13 @@ import numpy as np
 from jax.tree_util import Partial
 
 from lazyjax import checks
-from lazyjax.comparison.amounts import Amounts, pieces, spread
 from lazyjax.comparison.classes import Classes
 from lazyjax.comparison.closed import closed_form
 from lazyjax.comparison.optimizers import HeavyBall
 from lazyjax.comparison.records import Comparison, Course, rms
+from lazyjax.comparison.sizes import Amounts, pieces, spread
 from lazyjax.curvature import largest_curvature
-from lazyjax.kernels import Request, kernels, within_budget
+from lazyjax.kernels import Request, kernels
 from lazyjax.metrics import (
     kappa,
     kernel_alignment,
@@ -31,6 +31,7 @@ from lazyjax.metrics import (
 from lazyjax.patterns import relu_inputs
 from lazyjax.training import factor_of_squares, log_grid, scale_of_loss
 from lazyjax.types import Dataset, History, Params, PyTree
+from lazyjax.widening import widened
 
 _CURVE_POINTS = 600  # of a curve that is kept, log-spaced
 
@@ -49,12 +50,13 @@ class Member(NamedTuple):
     no_closed_form: str  # what is known of it before training
     classes: Classes | None
     alpha: float  # that was asked for
+    epsilon: float
     settings: dict[str, str]
 
 
 @jax.jit
 def _outputs(f: Partial, params: Params, x: PyTree) -> jax.Array:
-    return f(params, x)
+    return widened(f(params, x))
 
 
 _patterns = jax.jit(pattern_change)
@@ -135,7 +137,7 @@ def _columns(member: Member, few: np.ndarray) -> np.ndarray | None:
     return np.eye(int(y.max()) + 1)[y]
 
 
-def _some(data: Dataset, examples: np.ndarray) -> Dataset:
+def some_of(data: Dataset, examples: np.ndarray) -> Dataset:
     """Take some of the examples, of every leaf that has them on axis 0."""
     n = checks.batch("data.x", data.x)
     if len(examples) == n:
@@ -169,9 +171,9 @@ def _kappa(member: Member, amounts: Amounts) -> np.ndarray:
 def measured(
     member: Member, network: History, tangent: History, amounts: Amounts, request: Request
 ) -> Comparison:
-    """Measure what the two trainings of one member have left."""
+    """Measure what the two trainings of one member have left; its kernels are requested."""
     f, data, test, classes = member.f, member.data, member.test, member.classes
-    train_x = _some(data, amounts.examples).x
+    train_x = some_of(data, amounts.examples).x
     courses = [
         _course(model, history, member, amounts, train_x)
         for model, history in ((f, network), (member.tangent, tangent))
@@ -198,23 +200,20 @@ def measured(
         closed = replace(closed, loss=closed.loss * member.alpha**2)
 
     few = amounts.kernel_examples
-    subset = Dataset(*_some(data, few))
-    of_few = request.of(subset.x)
-    if amounts.tight:
-        of_few = within_budget(of_few, amounts.memory)
+    subset = some_of(data, few)
     which = spread(amounts.kernel_points, network.steps)
     columns = _columns(member, few)
     at = [jax.tree.map(jnp.asarray, network.at(i)) for i in which]
-    thetas = [kernels(of_few.at(w)) for w in at]
+    thetas = [kernels(request.at(w)) for w in at]
     moved = [_of_kernel(theta, thetas[0]) for theta in thetas]
     aligned = [np.nan if columns is None else _with_targets(k, columns) for k in thetas]
     sharp = np.full(len(which), np.nan)
     for i in spread(amounts.sharpness_points, which):
         sharp[i] = _measured(largest_curvature, f, member.loss, at[i], subset)
-    inputs = relu_inputs(f, member.start, of_few.x1)
+    inputs = relu_inputs(f, member.start, request.x1)
     patterns = None
     if inputs is not None:
-        patterns = np.asarray([[_patterns(inputs, w, at[0], of_few.x1) for w in at]])
+        patterns = np.asarray([[_patterns(inputs, w, at[0], request.x1) for w in at]])
     if np.isnan(critical) and member.ball is not None and amounts.sharpness_points:
         flat = _measured(largest_curvature, member.tangent, member.loss, at[0], subset)
         critical = 2 * (1 + member.ball.momentum) / flat if flat > 0 else np.nan
@@ -249,6 +248,7 @@ def measured(
         learning_rate=np.asarray([ball.learning_rate]),
         momentum=np.asarray([ball.momentum]),
         alpha=np.asarray([member.alpha]),
+        epsilon=member.epsilon,
         settings=member.settings,
         histories={"network": network, "tangent model": tangent},
     )

@@ -125,6 +125,8 @@ class Comparison:
     alpha : (E,)
         The output scale that was asked for, or 1. Losses are those of `loss` itself, not over
         alpha^2 as they are trained, and kernels those of f, not times alpha^2.
+    epsilon : float
+        Of the coarsest floats that the model computes with.
     settings : dict of str
         What was asked for, in words.
     histories : dict of History
@@ -158,6 +160,7 @@ class Comparison:
     learning_rate: np.ndarray
     momentum: np.ndarray
     alpha: np.ndarray
+    epsilon: float
     no_closed_form: str = ""
     settings: dict[str, str] = field(default_factory=dict)
     histories: dict[str, History] = field(default_factory=dict)
@@ -196,9 +199,8 @@ class Comparison:
     @property
     def share(self) -> np.ndarray:
         """The gap on the training points as a share of what was learned (E, G); 0 if rounding."""
-        outputs = self.network.train
         with np.errstate(all="ignore"):  # nothing is learned at the start
-            rounding = _ROUNDING * np.finfo(outputs.dtype).eps * rms(outputs)
+            rounding = _ROUNDING * self.epsilon * rms(self.network.train)
             return np.where(self.gap_train > rounding, self.gap_train / self.learned, 0.0)
 
     @property
@@ -375,7 +377,7 @@ def _combined(parts: Sequence[Any], of_arrays: Callable[[list[np.ndarray]], np.n
             return {}
         if any(part is None for part in own):
             return None
-        if name in _SHARED or isinstance(own[0], str):
+        if name in _SHARED or isinstance(own[0], str | float):
             return own[0]
         if is_dataclass(own[0]):
             return _combined(own, of_arrays)

@@ -16,14 +16,16 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
-from lazyjax.comparison.amounts import amounts
 from lazyjax.comparison.classes import classes_of
-from lazyjax.comparison.measuring import Member, measured
+from lazyjax.comparison.measuring import Member, measured, some_of
 from lazyjax.comparison.optimizers import HeavyBall, heavy_ball
 from lazyjax.comparison.records import Comparison, join
-from lazyjax.kernels import check, only_output, same_examples
+from lazyjax.comparison.sizes import amounts
+from lazyjax.equations import epsilon
+from lazyjax.kernels import check, only_output, same_examples, within_budget
 from lazyjax.memory import bytes_of
 from lazyjax.tangent import center, linearize, scale
+from lazyjax.traces import one_example
 from lazyjax.training import (
     as_dataset,
     as_loss,
@@ -284,6 +286,11 @@ def _compared(
         memory=plan.memory,
         members=members,
     )
+    few = some_of(data, how_much.kernel_examples).x
+    of_kernel = request.of(jax.tree.map(jnp.asarray, few))
+    if how_much.tight:
+        of_kernel = within_budget(of_kernel, how_much.memory)
+    rounding = epsilon(jax.make_jaxpr(request.f)(start_first, one_example(data.x)).jaxpr)
     full = plan.batch_size is None or plan.batch_size >= request.n1
     ball = heavy_ball(plan.optimizer, start_first, plan.steps)
     files: dict[str, Path | None] = dict.fromkeys(("network", "tangent model"))
@@ -335,10 +342,11 @@ def _compared(
             no_closed_form=_why_none(loss, full, ball),
             classes=classes_of(loss, data.y, out),
             alpha=1.0 if alphas is None else float(alphas[i]),
+            epsilon=rounding,
             settings=settings,
         )
         network, other = (h.member(i) if several else h for h in histories.values())
-        asked = replace(request, f=now, params=own_start)
+        asked = replace(of_kernel, f=now, params=own_start)
         compared.append(measured(one, network, other, how_much, asked))
     return replace(join(compared) if several else compared[0], histories=histories)
 

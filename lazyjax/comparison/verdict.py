@@ -199,7 +199,7 @@ def _warnings(compared: Comparison, member: int) -> list[str]:
             f"{network[-1]:.2g}): train longer, or the gap is one of speed."
         )
     movement = np.max(compared.network.movement[member])
-    limit = _ROUNDING * np.finfo(compared.network.movement.dtype).eps * np.sqrt(steps[-1])
+    limit = _ROUNDING * compared.epsilon * np.sqrt(steps[-1])
     if 0 < movement < limit:
         found.append(
             f"the weights moved by {movement:.1e} of their norm, where rounding takes over: train "
