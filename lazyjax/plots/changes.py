@@ -111,7 +111,13 @@ def measures(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
     with np.errstate(all="ignore"):
         edge = 2 * (1 + compared.momentum) / compared.learning_rate
     panels: list[tuple[str, str, np.ndarray, np.ndarray, str]] = [
-        ("speed of the kernel", "relative change a step", at[1:], compared.kernel_velocity, "log")
+        (
+            "velocity of the kernel",
+            "relative change a step",
+            at[1:],
+            compared.kernel_velocity,
+            "log",
+        )
     ]
     if not np.all(np.isnan(compared.target_alignment)):
         panels.append(
@@ -156,5 +162,6 @@ def _edges(ax: Any, edge: np.ndarray, largest: float, labels: Sequence[str] | No
     for value, colour in seen.items():
         ax.axhline(value, linestyle=":", color=colour)
     if seen:
-        line = Line2D([], [], linestyle=":", color="black", label="2 / learning rate")
+        ax.set_ylim(top=max(ax.get_ylim()[1], 1.08 * max(seen)))
+        line = Line2D([], [], linestyle=":", color="black", label="stable below")
         ax.legend(handles=[line], fontsize=8)
