@@ -62,8 +62,8 @@ _CAPTIONS = {
     "the loss of its tangent model and hardly moves.",
     "layers": "Which layers moved.",
     "kernels": "The kernel before and after training: a lazy network keeps the one it began with.",
-    "measures": "What else changed on the way: the velocity of the kernel, how far it turned to the "
-    "targets, the sharpness of the loss, and which units changed sides.",
+    "measures": "What else changed on the way: the velocity of the kernel, how far it turned to "
+    "the targets, the sharpness of the loss, and which units changed sides.",
 }
 _PIXELS = 0.55  # of the page for one of a figure: letters are as large in all of them
 _COLUMNS = 8  # members of a table, beyond which it shows their range

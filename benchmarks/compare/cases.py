@@ -76,7 +76,7 @@ def digits(steps: int) -> Case:
     return Case(f, params, Dataset(x, y), optax.sgd(0.05), {"steps": steps})
 
 
-def resnet(steps: int, examples: int = 2000, batch_size: int = 250) -> Case:
+def resnet(steps: int, examples: int = 2000, batch_size: int = 200) -> Case:
     """A ResNet-18 of width 16 on 2000 images of 32 x 32 x 3 with random labels, mini-batches."""
     image, label, init, batches = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(image, (examples, 32, 32, 3))

@@ -28,6 +28,7 @@ _OUTPUTS = 3  # and to evaluate both
 _CURVATURE = 24 * 12  # and a sharpness, by 24 products with the Hessian
 _PRODUCT = 6  # and a product with the kernel, J J^T
 _POINTS = 100  # steps at which outputs are recorded, log-spaced
+_OUTPUTS_OF = ((16, 256), (8, 128))  # steps and examples to which they are cut, first and last
 _KERNEL_POINTS = 16
 _KERNEL_EXAMPLES = 1000
 _FEWEST = 64  # examples, below which fewer steps are measured rather than still fewer examples
@@ -100,11 +101,11 @@ def amounts(
     kept = 2 * members * numbers * size  # the weights of both, at one step
     points = int(np.clip(budget / 2 / kept, 4, _POINTS))
     examples, per_point = n, _OUTPUTS * evaluation
-    while points * (examples + tests) * per_point > allowed and (points > 16 or examples > 256):
-        if points > 16:
-            points = max(16, points // 2)
-        else:
-            examples = max(256, examples // 2)
+    for fewest, least in _OUTPUTS_OF:
+        while points > fewest and points * (examples + tests) * per_point > allowed:
+            points = max(fewest, points // 2)
+        while examples > least and points * (examples + tests) * per_point > allowed:
+            examples = max(least, examples // 2)
     kernel_examples, kernel_points = _kernel_amounts(request, allowed)
     curvature = _CURVATURE * evaluation * kernel_examples
     sharpness_points = kernel_points
