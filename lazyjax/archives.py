@@ -6,7 +6,7 @@ What is nested becomes a flat dictionary of arrays by path (`network/loss`), and
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ _STRUCTURE = "structure"
 _PLAIN = (str, int, float, bool, type(None))
 
 
-def named_arrays(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
+def named_arrays(value: Any, prefix: str = "", kinds: Iterable[type] = ()) -> dict[str, np.ndarray]:
     """Take a nested value apart.
 
     Parameters
@@ -30,12 +30,15 @@ def named_arrays(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
         path; floats of less than float32 as float32.
     prefix : str
         Put before every name.
+    kinds : iterable of types
+        The dataclasses that are records, to be given to `nested` again.
 
     Returns
     -------
     dict of str to array
     """
     arrays: dict[str, np.ndarray] = {}
+    records = set(kinds)
 
     def entries(pairs: Iterable[tuple[Any, Any]], path: str) -> dict[str, Any]:
         return {str(key): take(part, f"{path}/{key}" if path else str(key)) for key, part in pairs}
@@ -43,7 +46,7 @@ def named_arrays(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
     def take(value: Any, path: str) -> Any:
         if isinstance(value, _PLAIN):
             return {"plain": value}
-        if is_dataclass(value) and not isinstance(value, type):
+        if type(value) in records:
             own = ((f.name, getattr(value, f.name)) for f in fields(value))
             return {"record": [type(value).__name__, entries(own, path)]}
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):

@@ -160,9 +160,12 @@ def _numbers(compared: Comparison, labels: Sequence[str] | None) -> str:
         else:
             head = ("", *(labels or [f"member {i}" for i in range(compared.members)]))
         return table(((n, *(own.get(n, np.nan) for own in every)) for n in names), head)
-    values = {n: [own[n] for own in every if n in own] for n in names}
-    rows = ((n, float(np.median(v)), min(v), max(v)) for n, v in values.items())
-    return table(rows, ("", "median", "least", "most"))
+    stable = [own for own, there in zip(every, compared.stable, strict=True) if there]
+    values = {n: [own[n] for own in stable if n in own] for n in names}
+    rows = ((n, float(np.median(v)), min(v), max(v)) for n, v in values.items() if v)
+    lost = compared.members - len(stable)
+    note = f'<p class="meta">Without {lost} that diverged.</p>' if lost else ""
+    return note + table(rows, ("", "median", "least", "most"))
 
 
 def _calling_code() -> str | None:
@@ -173,6 +176,9 @@ def _calling_code() -> str | None:
         here = here.f_back
     if here is None:
         return None
+    file = here.f_code.co_filename
+    if not Path(file).is_file() and "ipykernel" not in file and "ipython" not in file:
+        return None  # typed, or given to exec: what would be found under this name may be another
     try:
         lines, first = inspect.getsourcelines(here)
     except (OSError, TypeError):
@@ -194,7 +200,9 @@ def comparison_page(
         picture(_png(figure), _CAPTIONS[name]) for name, figure in compared.plot(labels).items()
     )
     why = (
-        "" if compared.closed is not None else f"<p>No closed form: {compared.no_closed_form}.</p>"
+        ""
+        if compared.closed is not None
+        else f"<p>No closed form: {html.escape(compared.no_closed_form)}.</p>"
     )
     lines = f"<h2>The lines that made it</h2><pre>{html.escape(code)}</pre>" if code else ""
     body = (
@@ -206,7 +214,7 @@ def comparison_page(
         f"<section>{lines}</section>"
     )
     path = Path(path)
-    if not path.suffix:
+    if path.suffix.lower() not in (".html", ".htm"):
         path.mkdir(parents=True, exist_ok=True)
         path = path / "index.html"
     write_whole(path, page(f"lazyjax: {_headline(found)}", body))

@@ -12,27 +12,48 @@ from lazyjax.equations import Jaxpr, evaluate, inlined, inner_jaxprs
 from lazyjax.types import ModelFunction, Params, PyTree
 
 
-def _operand(equation: JaxprEqn) -> Any:
-    """Give what a ReLU is taken of, max(a, 0); None where an equation is none."""
+def _makers(jaxpr: Jaxpr) -> dict[Any, JaxprEqn]:
+    return {v: equation for equation in jaxpr.eqns for v in equation.outvars}
+
+
+def _is_square(v: Any, makers: dict[Any, JaxprEqn]) -> bool:
+    maker = None if isinstance(v, Literal) else makers.get(v)
+    if maker is None:
+        return False
+    name, operands = maker.primitive.name, maker.invars
+    return name in ("square", "integer_pow") or (name == "mul" and operands[0] is operands[1])
+
+
+def _operand(equation: JaxprEqn, makers: dict[Any, JaxprEqn]) -> Any:
+    """Give what a ReLU is taken of, max(a, 0); None where an equation is none.
+
+    A variance is none, the mean of squares less the square of the mean, which layers that normalise
+    keep from below 0.
+    """
     if equation.primitive.name != "max":
         return None
     a, b = equation.invars
     for operand, other in ((a, b), (b, a)):
         if isinstance(other, Literal) and np.ndim(other.val) == 0 and other.val == 0:
+            maker = None if isinstance(operand, Literal) else makers.get(operand)
+            if maker is not None and maker.primitive.name == "sub":
+                return None if _is_square(maker.invars[1], makers) else operand
             return operand
     return None
 
 
 def _holds_relu(jaxpr: Jaxpr) -> bool:
+    makers = _makers(jaxpr)
     return any(
-        _operand(e) is not None or any(map(_holds_relu, inner_jaxprs(e))) for e in jaxpr.eqns
+        _operand(e, makers) is not None or any(map(_holds_relu, inner_jaxprs(e)))
+        for e in jaxpr.eqns
     )
 
 
 def _is_open(jaxpr: Jaxpr, moving: list[bool]) -> tuple[bool, bool, list[bool]]:
     """Tell whether a jaxpr has ReLUs of what moves, whether all can be seen, and what moves out."""
     alive = {v for v, m in zip(jaxpr.invars, moving, strict=True) if m}
-    has, seen = False, True
+    has, seen, makers = False, True, _makers(jaxpr)
     for equation in jaxpr.eqns:
         inputs = [not isinstance(v, Literal) and v in alive for v in equation.invars]
         outputs, body = [any(inputs)] * len(equation.outvars), inlined(equation)
@@ -40,7 +61,7 @@ def _is_open(jaxpr: Jaxpr, moving: list[bool]) -> tuple[bool, bool, list[bool]]:
             if body is not None:
                 inside, visible, outputs = _is_open(body.jaxpr, inputs)
                 has, seen = has or inside, seen and visible
-            elif _operand(equation) is not None:
+            elif _operand(equation, makers) is not None:
                 has = True
             elif any(map(_holds_relu, inner_jaxprs(equation))):  # of a loop or a branch
                 has, seen = True, False
@@ -63,9 +84,10 @@ def _run(
     def moves(v: Any) -> bool:
         return not isinstance(v, Literal) and v in alive
 
+    makers = _makers(jaxpr)
     for equation in jaxpr.eqns:
         own, body = list(map(moves, equation.invars)), inlined(equation)
-        operand = _operand(equation)
+        operand = _operand(equation, makers)
         if operand is not None and moves(operand):
             found.append(read(operand))
         if body is not None:
@@ -92,8 +114,8 @@ def relu_inputs(f: ModelFunction, params: Params, x: PyTree) -> Partial | None:
     jax.tree_util.Partial, or None
         `g(params, x)` -> a tuple of arrays, one for each max(a, 0) of an `a` that depends on the
         parameters, in the order in which they are computed: what `lazyjax.metrics.pattern_change`
-        takes. None where the model has none, or has them in loops or branches, which are not
-        looked into.
+        takes. None where the model has none, or has them in loops, branches or a `custom_vjp`,
+        which are not looked into.
 
     Raises
     ------

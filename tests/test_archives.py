@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 def test_what_is_nested_comes_back_as_it_was():
     parts = {"a/b": [np.arange(3), (1, None, 2.5, "word")], "c": {}, "d": ()}
     value = Outer(Inner(np.ones((2, 1)), "a note"), parts)
-    arrays = named_arrays(value, "case/")
+    arrays = named_arrays(value, "case/", (Inner, Outer))
     assert "case/inner/curve" in arrays
     back = nested(arrays | {"other": np.zeros(1)}, (Inner, Outer), "case/")
     assert isinstance(back, Outer)
@@ -56,7 +56,7 @@ def test_what_is_not_there_is_told():
     with pytest.raises(ValueError, match="`arrays` must hold b/structure"):
         nested(named_arrays({}, "a/"), (), "b/")
     with pytest.raises(ValueError, match="`arrays` must hold records of Outer, got Inner"):
-        nested(named_arrays(Inner(np.ones(1), "")), (Outer,))
+        nested(named_arrays(Inner(np.ones(1), ""), kinds=(Inner,)), (Outer,))
 
 
 def test_two_names_do_not_fall_together():

@@ -94,21 +94,21 @@ def rms(difference):
 )
 def test_a_comparison_of_several_outputs_is_its_parts_by_hand(optimizer, batch_size, known):
     settings = {"steps": 40, "batch_size": batch_size}
-    compared, history = compare_ensemble(
-        model, both(), DATA, optimizer, grid_x=GRID, key=jax.random.key(4), **settings
+    compared = compare_ensemble(
+        model, both(), DATA, optimizer, test=GRID, key=jax.random.key(4), **settings
     )
     assert compared.members == 2
     w0 = start(3)
     own, again = (jax.random.split(jax.random.key(4), 2)[1] for _ in range(2))
     network = train(model, w0, DATA, optimizer, key=own, **settings)
     tangent = train(linearize(model, w0), w0, DATA, optimizer, key=again, **settings)
-    np.testing.assert_allclose(compared.network.loss[1, -1], network.loss[-1], rtol=1e-9)
-    np.testing.assert_allclose(compared.tangent.loss[1, -1], tangent.loss[-1], rtol=1e-9)
-    for at in (0, len(history.steps) // 2, -1):
+    np.testing.assert_allclose(compared.network.loss[1, -1], network.data_loss[-1], rtol=1e-9)
+    np.testing.assert_allclose(compared.tangent.loss[1, -1], tangent.data_loss[-1], rtol=1e-9)
+    for at in (0, len(compared.steps) // 2, -1):
         w, v = network.at(at), tangent.at(at)
         gap = model(w, X) - linearize(model, w0)(v, X)
         assert compared.gap_train[1, at] == pytest.approx(rms(gap), rel=1e-7, abs=1e-12)
-        outputs = compared.network.grid[1, at]
+        outputs = compared.network.test[1, at]
         np.testing.assert_allclose(outputs, model(w, GRID), rtol=1e-8, atol=1e-12)
     change = relative_kernel_change(
         ntk(model, network.final, X, reduce="trace"), ntk(model, w0, X, reduce="trace")
@@ -116,7 +116,7 @@ def test_a_comparison_of_several_outputs_is_its_parts_by_hand(optimizer, batch_s
     assert compared.kernel_change[1, -1] == pytest.approx(float(change), rel=1e-7)
     assert (compared.closed is not None) == known
     if compared.closed is None:
-        assert np.all(np.isnan(compared.critical_learning_rate))
+        assert np.all(np.isnan(compared.learning_rate)) == (batch_size is None)
         with pytest.raises(ValueError, match="`closed` must be there, got None"):
             _ = compared.closed_form
     else:
@@ -128,9 +128,7 @@ def test_a_comparison_of_several_outputs_is_its_parts_by_hand(optimizer, batch_s
 def test_the_closed_form_knows_half_the_squares_and_alpha():
     alphas = np.array([2.0, 5.0])
     loss = scale_loss(optax.losses.l2_loss, alphas)
-    compared, _ = compare_ensemble(
-        model, both(), DATA, optax.sgd(0.2), steps=60, grid_x=GRID, loss=loss
-    )
+    compared = compare_ensemble(model, both(), DATA, optax.sgd(0.2), steps=60, test=GRID, loss=loss)
     closed = compared.closed_form
     assert closed.gap.max() < 1e-12
     at = np.isin(compared.curve_steps, compared.steps)
@@ -143,13 +141,13 @@ def test_without_a_closed_form_a_comparison_is_kept_and_drawn():
     data = Dataset(x, jnp.sin(2 * x))
     f = lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"]  # noqa: E731 (a function of one line)
     w = {"a": jnp.ones((1, 1, 4)), "b": jnp.ones((1, 4, 1)) / 4}
-    compared, _ = compare_ensemble(f, w, data, optax.adam(0.01), steps=10, grid_x=x)
+    compared = compare_ensemble(f, w, data, optax.adam(0.01), steps=10, test=x)
     back = Comparison.of(compared.arrays("a/"), "a/")
     assert back.closed is None
-    np.testing.assert_array_equal(back.network.grid, compared.network.grid)
+    np.testing.assert_array_equal(back.network.test, compared.network.test)
     with plots.style():
         figures = plots.comparison(back)
-    assert set(figures) == {"functions", "training", "layers", "kernels"}
+    assert set(figures) == {"functions", "training", "layers", "kernels", "measures"}
     texts = [text.get_text() for text in figures["training"].axes[0].get_legend().get_texts()]
     assert texts == ["network", "tangent model"]
 
@@ -159,10 +157,10 @@ def test_large_data_have_the_kernel_of_a_sample_and_no_dense_closed_form():
     f = lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"]  # noqa: E731 (a function of one line)
     w = {"a": jnp.ones((1, 1, 3)), "b": jnp.ones((1, 3, 2)) / 4}
     data = Dataset(x, jnp.concatenate([jnp.sin(x), x], 1))
-    compared, history = compare_ensemble(f, w, data, optax.sgd(0.01), steps=2, grid_x=x[:2])
+    compared = compare_ensemble(f, w, data, optax.sgd(0.01), steps=2, test=x[:2])
     few = compared.kernel_examples
     assert compared.closed is None
     assert len(np.unique(few)) == 1000
-    last = jax.tree.map(lambda a: a[0, -1], history.params)
+    last = jax.tree.map(lambda a: a[0], compared.histories["network"].final)
     kernel = ntk(f, last, x[few], reduce="trace")
     np.testing.assert_allclose(compared.kernels[0, -1], kernel, rtol=1e-10)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -151,7 +152,7 @@ def test_figures_and_conclusions_are_made_from_the_results(results):
         figures = plot(results)
     names = {"trajectories", "final_values", "equal_flow_time", "euler_meets_the_flow"}
     assert set(figures) == names
-    plots.plt.close("all")
+    plt.close("all")
     sentences = conclude(results)
     assert 2 <= len(sentences) <= 5
     assert all(np.isfinite(v) for rows in results.summary.values() for v in rows.values())

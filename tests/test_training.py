@@ -400,7 +400,7 @@ def test_divergence_past_the_end_is_none_of_the_run(data):
 def test_the_critical_learning_rate_of_the_message_is_that_of_the_kernel(data):
     w0 = initial(0)
     largest = jnp.linalg.eigvalsh(ntk(mlp, w0, data.x)[:, :, 0, 0])[-1]
-    with pytest.warns(UserWarning, match=f"is {2 * 12 / largest:.3g} "):
+    with pytest.warns(UserWarning, match=f"is {12 / largest:.3g} "):
         train(mlp, w0, data, optax.sgd(1e5), steps=300)
 
 

@@ -19,7 +19,7 @@ from lazyjax.commands.arguments import Factory, model, opened
 from lazyjax.comparison import verdicts
 from lazyjax.curvature import sharpness
 from lazyjax.laws import check_momentum
-from lazyjax.tangent import linearize
+from lazyjax.tangent import center, linearize
 from lazyjax.training import progress
 from lazyjax.types import Dataset, Loss, ModelFunction, Params
 
@@ -96,6 +96,8 @@ def compare(
     """
     if out.exists() and not resume:
         raise ValueError(f"`--out` must be new, got {out}. Name another, or add --resume.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`--out` must be a folder, got the file {out}. Name another.")
     checks.whole("--steps", steps, least=1)
     checks.one_of("--optimizer", optimizer, OPTIMIZERS)
     if loss is not None:
@@ -109,9 +111,9 @@ def compare(
     points, test = _points(data)
     whole = np.issubdtype(points.y.dtype, np.integer)
     function = LOSSES[loss or ("integer_labels" if whole else "squared_error")]
-    rate = _rate(learning_rate, optimizer, momentum, f, params, points, function)
+    model_of_rate = center(f, params) if alpha else f  # which is trained
+    rate = _rate(learning_rate, optimizer, momentum, model_of_rate, params, points, function)
     rule = OPTIMIZERS[optimizer](rate) if not momentum else optax.sgd(rate, momentum)
-    out.mkdir(parents=True, exist_ok=True)
     with _bars() as show, progress(show):
         compared = lazyjax.comparison.compare(
             f,
@@ -146,6 +148,12 @@ def _points(path: Path) -> tuple[Dataset, Dataset | None]:
             "`--data` must hold x and y, and test_x and test_y if there are test points, got "
             f"{sorted(names) or 'one array'} in {path}. Use {_CURE}."
         )
+    for name in names:
+        if found[name].dtype.kind not in "biuf":
+            raise ValueError(
+                f"`--data` must hold numbers, got {found[name].dtype} for {name} in {path}. "
+                f"Use {_CURE}."
+            )
     arrays = {name: jnp.asarray(found[name]) for name in names}
     test = None if "test_x" not in names else Dataset(arrays["test_x"], arrays.get("test_y"))
     return Dataset(arrays["x"], arrays["y"]), test

@@ -19,6 +19,7 @@ class Classes(NamedTuple):
     """How outputs (..., *out) become classes: the largest, or which side of a threshold."""
 
     threshold: float | None  # None: the class is the largest entry of the last axis
+    one_hot: bool = False  # whether targets name it in the same way
 
     def of(self, outputs: np.ndarray) -> np.ndarray:
         """Give the classes."""
@@ -30,7 +31,7 @@ class Classes(NamedTuple):
         """Give the classes that the targets name."""
         y = np.asarray(y)
         if self.threshold is None:
-            return y if np.issubdtype(y.dtype, np.integer) else np.argmax(y, axis=-1)
+            return np.argmax(y, axis=-1) if self.one_hot else y
         return (y > self.threshold).astype(int)
 
     def differ(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -56,7 +57,7 @@ def classes_of(loss: Loss, y: PyTree, out: tuple[int, ...]) -> Classes | None:
     values = np.unique(y) if y.size <= 10**7 else np.unique(y[:1000])
     zeros_and_ones = bool(np.isin(values, (0, 1)).all())
     if several and zeros_and_ones and bool((y.sum(-1) == 1).all()) and inner not in _OF_LOGITS:
-        return Classes(None)
+        return Classes(None, one_hot=True)
     if bool(np.isin(values, (-1, 1)).all()) or (zeros_and_ones and inner in _OF_LOGITS):
         return Classes(0.0)
     return Classes(0.5) if zeros_and_ones else None

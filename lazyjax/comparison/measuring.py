@@ -46,6 +46,7 @@ class Member(NamedTuple):
     loss: Partial
     data: Dataset
     test: Dataset | None  # its y None where there are no targets
+    mini_batches: bool
     ball: HeavyBall | None
     no_closed_form: str  # what is known of it before training
     classes: Classes | None
@@ -81,10 +82,18 @@ def _on_grid(f: Partial, history: History, x: PyTree, block: int) -> np.ndarray:
     )[None]
 
 
+def curve_steps(member: Member, history: History) -> np.ndarray:
+    """Give the steps of curves: those at which the loss on all data is known."""
+    if member.mini_batches:
+        return history.steps
+    return log_grid(int(history.steps[-1]), points=_CURVE_POINTS)
+
+
 def _course(
     f: Partial, history: History, member: Member, amounts: Amounts, train_x: PyTree
 ) -> Course:
-    at = log_grid(int(history.steps[-1]), points=_CURVE_POINTS)
+    at = curve_steps(member, history)
+    loss = history.data_loss if member.mini_batches else history.loss[at]
     train = _on_grid(f, history, train_x, amounts.block)
     test = None
     if member.test is not None:
@@ -92,7 +101,7 @@ def _course(
     scale = member.alpha**2
     classes, (own, beside) = member.classes, _labels(member, amounts)
     return Course(
-        loss=history.loss[None, at] * scale,
+        loss=loss[None] * scale,
         movement=history.weight_movement[None, at],
         layer={name: curve[None, at] for name, curve in history.layer_movement.items()},
         diverged_at=np.array([-1 if history.diverged_at is None else history.diverged_at]),
@@ -130,9 +139,13 @@ def _columns(member: Member, few: np.ndarray) -> np.ndarray | None:
     if not hasattr(y, "dtype"):
         return None
     y = np.asarray(y)[few]
+    classes = member.classes
+    values = classes is not None and (classes.threshold is not None or classes.one_hot)
     if np.issubdtype(y.dtype, np.floating):
         return y.reshape(len(y), -1)
-    if member.classes is None or y.ndim != 1:
+    if values:
+        return y.reshape(len(y), -1).astype(float)
+    if classes is None or y.ndim != 1 or y.min() < 0:
         return None
     return np.eye(int(y.max()) + 1)[y]
 
@@ -225,7 +238,7 @@ def measured(
         test_x=None if test is None else jax.tree.map(np.asarray, test.x),
         test_y=None if test is None else jax.tree.map(np.asarray, test.y),
         steps=network.steps,
-        curve_steps=log_grid(int(network.steps[-1]), points=_CURVE_POINTS),
+        curve_steps=curve_steps(member, network),
         kernel_steps=network.steps[which],
         examples=amounts.examples,
         kernel_examples=few,

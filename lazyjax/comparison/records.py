@@ -1,7 +1,7 @@
 """The records of a comparison: what a network, its tangent model and the closed form leave."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lazyjax.types import History, PyTree
 # by all members
 _SHARED = ("x", "y", "test_x", "test_y", "steps", "curve_steps", "kernel_steps")
 _SHARED += ("examples", "kernel_examples", "settings")
-_ROUNDING = 100  # epsilons of the outputs, up to which two models are one
+_ROUNDING = 4  # epsilons of the outputs, up to which two models are one
 
 
 def mean_square(difference: np.ndarray) -> np.ndarray:
@@ -192,6 +192,12 @@ class Comparison:
         return {name: course for name, course in every.items() if course is not None}
 
     @property
+    def stable(self) -> np.ndarray:
+        """Which members (E,) did not diverge, network and tangent model; all if every one did."""
+        stable = (self.network.diverged_at < 0) & (self.tangent.diverged_at < 0)
+        return stable if np.any(stable) else ~stable
+
+    @property
     def learned(self) -> np.ndarray:
         """What the network learned (E, G): the rms change of its outputs since the start."""
         return rms(self.network.train - self.network.train[:, :1])
@@ -259,7 +265,7 @@ class Comparison:
 
     def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
         """Give all that is recorded as named arrays, such as `network/loss`, without histories."""
-        return named_arrays(_without_histories(self), prefix)
+        return named_arrays(_without_histories(self), prefix, _KINDS)
 
     @staticmethod
     def of(arrays: Mapping[str, np.ndarray], prefix: str = "") -> "Comparison":
@@ -274,11 +280,13 @@ class Comparison:
         OSError
             If the folder is missing or cannot be written; the file is then as it was.
         """
-        write_whole(path, pack(named_arrays(self)))
+        write_whole(path, pack(named_arrays(self, kinds=_KINDS)))
 
     @staticmethod
     def load(path: str | PathLike[str]) -> "Comparison":
         """Load what `save` wrote; parameters come back as dictionaries, lists and tuples.
+
+        Those of another kind, such as an Equinox module, come back as a dictionary of leaves.
 
         Raises
         ------
@@ -332,7 +340,7 @@ class Comparison:
         Parameters
         ----------
         path : path
-            Of the page, or of a folder, which then holds `index.html`.
+            Of the page, if it ends in `.html`, or else of a folder, which then holds `index.html`.
         labels : sequence of str, optional
             As in `plot`.
         code : str, optional
@@ -392,5 +400,27 @@ def _combined(parts: Sequence[Any], of_arrays: Callable[[list[np.ndarray]], np.n
 
 
 def join(parts: Sequence[Comparison]) -> Comparison:
-    """Put several comparisons on the same data and steps together, members on axis 0."""
-    return _combined(parts, np.concatenate)
+    """Put several comparisons on the same data and steps together, members on axis 0.
+
+    What one of them lacks, such as a closed form, all lack then.
+
+    Raises
+    ------
+    ValueError
+        If data, test points or recorded steps differ.
+    """
+    first, *others = parts
+    for name in _SHARED:
+        if name == "settings":
+            continue
+        leaves, *more = (jax.tree.leaves(getattr(part, name)) for part in parts)
+        if any(
+            len(own) != len(leaves) or not all(map(np.array_equal, own, leaves)) for own in more
+        ):
+            raise ValueError(
+                f"`parts` must be of the same data and steps, got some that differ in `{name}`. "
+                "Compare on the same points, for as many steps."
+            )
+    joined = _combined([first, *others], np.concatenate)
+    why = next((part.no_closed_form for part in parts if part.closed is None), "")
+    return replace(joined, no_closed_form=why)

@@ -29,6 +29,7 @@ from lazyjax.traces import one_example
 from lazyjax.training import (
     as_dataset,
     as_loss,
+    check_member,
     factor_of_squares,
     innermost,
     scale_loss,
@@ -118,6 +119,10 @@ def compare(
     plan = _Plan(optimizer, steps, batch_size, key, memory, checkpoint)
     if alpha is None:
         return _compared(plan, _Models(f, params, loss, anchor), data, test)
+    if not np.issubdtype(np.asarray(alpha).dtype, np.number):
+        raise TypeError(
+            f"`alpha` must be a number or a list of them, got {alpha!r}. Use (1.0, 10.0, 100.0)."
+        )
     if np.ndim(alpha) > 1 or np.size(alpha) == 0:
         raise ValueError(
             f"`alpha` must be a number or a list of them, got shape {np.shape(alpha)}. Use "
@@ -230,16 +235,23 @@ def _scaled(models: _Models, alphas: jax.Array) -> _Models:
 
 def _checked(plan: _Plan, models: _Models, data: Dataset, test: Any) -> Dataset | None:
     """Check what training does not check itself; give the test points."""
+    if not (hasattr(plan.optimizer, "init") and hasattr(plan.optimizer, "update")):
+        raise TypeError(
+            f"`optimizer` must be one of Optax, got {type(plan.optimizer).__name__}. "
+            "Use optax.sgd(0.1)."
+        )
     checks.whole("steps", plan.steps, least=1)
     if plan.batch_size is not None:
         checks.whole("batch_size", plan.batch_size, least=1)
     bytes_of(plan.memory)
     checks.known("params", tuple(models), "compare")
+    checks.known("data", tuple(data), "compare")
     checks.floating("params", models.start)
     checks.batch("data.x", data.x)
     if models.anchor is not None:
         checks.same_tree("anchor", models.anchor, models.start, "params")
         checks.floating("anchor", models.anchor)
+        checks.finite("anchor", models.anchor)
     if test is None:
         return None
     test = test if isinstance(test, Dataset) else Dataset(test, None)
@@ -267,16 +279,26 @@ def _compared(
 ) -> Comparison:
     """Train both and measure them."""
     test = _checked(plan, models, data, test)
-    f, start, loss, anchor = models
-    f, anchor = checks.model_function(f), start if anchor is None else anchor
+    f, loss = checks.model_function(models.f), models.loss
+    start = jax.tree.map(jnp.asarray, models.start)
+    anchor = start if models.anchor is None else jax.tree.map(jnp.asarray, models.anchor)
+    data = Dataset(*jax.tree.map(jnp.asarray, tuple(data)))
     members = checks.batch("params", start) if several else 1
 
     def member(tree: PyTree, index: int) -> Any:
         return _member(tree, index) if several else tree
 
+    if several and jax.tree.leaves(f):
+        held = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(f)}
+        if held != {(members,)}:
+            raise ValueError(
+                f"`f` must hold arrays with the {members} members on axis 0, got shapes "
+                f"{[np.shape(leaf) for leaf in jax.tree.leaves(f)]}. Make it under jax.vmap."
+            )
     f_first, start_first = member(f, 0), member(start, 0)
     request = check(f_first, start_first, data.x, reduce="trace")
     out, _ = only_output(request, "a comparison")
+    check_member(f_first, member(loss, 0), start_first, data)
     tests = 0 if test is None else checks.batch("test", test.x)
     how_much = amounts(
         request,
@@ -338,6 +360,7 @@ def _compared(
             loss=own_loss,
             data=data,
             test=test,
+            mini_batches=not full,
             ball=ball,
             no_closed_form=_why_none(loss, full, ball),
             classes=classes_of(loss, data.y, out),
@@ -354,7 +377,7 @@ def _compared(
 def _why_none(loss: Loss, full: bool, ball: HeavyBall | None) -> str:
     """Say why there is no closed form; "" if there may be one."""
     if factor_of_squares(loss) is None:
-        return f"the loss is {_name(innermost(loss))}, not the squared error"
+        return f"the loss is {_name(innermost(loss))}, not optax.losses.squared_error itself"
     if not full:
         return "it is trained on mini-batches"
     if ball is None:
@@ -363,7 +386,10 @@ def _why_none(loss: Loss, full: bool, ball: HeavyBall | None) -> str:
 
 
 def _name(function: Any) -> str:
-    return getattr(function, "__name__", type(function).__name__).replace("_", " ")
+    """Name a function, as far as it has a name."""
+    function = getattr(function, "func", function)
+    name = getattr(function, "__name__", "<>")
+    return "a function without a name" if "<" in name else name.replace("_", " ")
 
 
 def _settings(plan: _Plan, start: Params, loss: Loss, ball: HeavyBall | None) -> dict[str, str]:

@@ -95,7 +95,7 @@ def amounts(
     out = math.prod(request.shapes[0].shape)
     numbers = sum(w.size for w in jax.tree.leaves(params))
     size = max(np.dtype(jax.numpy.result_type(w)).itemsize for w in jax.tree.leaves(params))
-    training = steps * (batch_size or n) * _STEP * evaluation
+    training = steps * min(batch_size or n, n) * _STEP * evaluation
     allowed = max(FREE, SHARE * training)
 
     kept = 2 * members * numbers * size  # the weights of both, at one step

@@ -44,6 +44,8 @@ class Verdict(NamedTuple):
     until : int or None
         The first recorded step at which the gap was above the threshold of lazy, as a share of what
         was learned up to there; None if it never was.
+    came_back : bool
+        Whether the gap was below it again in the end.
     advice : tuple of str
         What would make it lazier, the most promising first; empty where it is lazy.
     warnings : tuple of str
@@ -54,6 +56,7 @@ class Verdict(NamedTuple):
     gap: float
     kernel_change: float
     until: int | None
+    came_back: bool = False
     advice: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -69,6 +72,8 @@ class Verdict(NamedTuple):
         if self.word == "nothing learned":
             return "nothing learned: the outputs of the network did not change"
         when = "" if self.until is None else f", lazy until step {self.until}"
+        if self.until is not None and self.came_back:
+            when = f", after a larger gap from step {self.until} on"
         return (
             f"{self.word}: the gap to the tangent model is {self.gap:.2g} of what the network "
             f"learned, and its kernel moved by {self.kernel_change:.2g}{when}"
@@ -121,6 +126,7 @@ def _verdict(compared: Comparison, member: int, thresholds: Thresholds) -> Verdi
     passed = np.flatnonzero(share > thresholds.lazy)
     until = int(compared.steps[passed[0]]) if len(passed) else None
     end, warnings = float(share[-1]), tuple(_warnings(compared, member))
+    back = until is not None and end <= thresholds.lazy
     courses = (compared.network, compared.tangent)
     if any(course.diverged_at[member] >= 0 for course in courses):
         return Verdict("diverged", end, change, until, warnings=warnings)
@@ -128,10 +134,10 @@ def _verdict(compared: Comparison, member: int, thresholds: Thresholds) -> Verdi
         return Verdict("nothing learned", end, change, until, warnings=warnings)
     largest = max(end, change)
     if largest <= thresholds.lazy:
-        return Verdict("lazy", end, change, until, warnings=warnings)
+        return Verdict("lazy", end, change, until, back, warnings=warnings)
     word = "not lazy" if largest >= thresholds.not_lazy else "in between"
     advice = tuple(_advice(compared, member, largest / thresholds.lazy))
-    return Verdict(word, end, change, until, advice, warnings)
+    return Verdict(word, end, change, until, back, advice, warnings)
 
 
 def _of_critical(compared: Comparison, member: int) -> float:
@@ -153,7 +159,7 @@ def _advice(compared: Comparison, member: int, excess: float) -> list[str]:
     width = f"a network about {_rounded(excess**2)} times as wide or more"
     scale = f"an output scale alpha of {_rounded(alpha * excess)} or more (compare(..., alpha=))"
     first = f"To be lazier: {scale}, or {width}."
-    if movement > _MOVED:
+    if _MOVED < movement < np.inf:
         first = f"The weights moved by {movement:.2g}. To be lazier: {width}, or {scale}."
     advice.append(first)
     if np.isfinite(low):
@@ -187,9 +193,9 @@ def _warnings(compared: Comparison, member: int) -> list[str]:
     if rate > 1:
         found.append(
             f"the learning rate, {compared.learning_rate[member]:.3g}, is {rate:.2g} times the "
-            "critical one: the tangent model diverges in the end, and tells nothing of the network."
+            "critical one: the tangent model is not stable near its start."
         )
-    if found:
+    if any(course.diverged_at[member] >= 0 for course in courses.values()):
         return found
     network, tangent = (course.loss[member] for course in courses.values())
     steps = compared.curve_steps

@@ -144,10 +144,11 @@ def measures(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
         if yscale == "log":
             log_where_positive(ax)
         else:
-            low, high = np.nanmin(values, initial=0.0), np.nanmax(values, initial=0.0)
+            limits = values[compared.stable][np.isfinite(values[compared.stable])]
+            low, high = limits.min(initial=0.0), limits.max(initial=0.0)
             ax.set_ylim(low, high + 0.08 * (high - low) or 1.0)
-        if title == "sharpness":
-            _edges(ax, edge, np.nanmax(values), labels)
+            if title == "sharpness":
+                _edges(ax, edge, high, labels)
     if labels is not None:
         axes[0, 0].legend(fontsize=8)
     return figure

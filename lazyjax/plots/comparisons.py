@@ -4,12 +4,22 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
 
 from lazyjax.comparison import Comparison
 from lazyjax.plots.changes import kernels, measures
 from lazyjax.plots.courses import layers, training
 from lazyjax.plots.looks import style
 from lazyjax.plots.outputs import functions, is_a_function, predictions
+
+
+def _legible(label: str) -> str:
+    """Keep Matplotlib from reading a label as mathematics that is none."""
+    try:
+        MathTextParser("path").parse(label)
+    except ValueError:
+        return label.replace("$", r"\$")
+    return label
 
 
 def comparison(
@@ -44,6 +54,8 @@ def comparison(
             f"`labels` must be one for each of the {compared.members} members, got {labels!r}. "
             "Leave them out where the members are seeds."
         )
+    if labels is not None:
+        labels = [_legible(label) for label in labels]
     if target is not None:
         tests = 0 if compared.network.test is None else compared.network.test.shape[2]
         if np.size(target) != tests:

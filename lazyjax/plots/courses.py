@@ -46,7 +46,7 @@ def training(compared: Comparison, labels: Sequence[str] | None = None) -> Figur
             axes[1].plot(where[1:], model.movement[i, 1:], **look)  # a log axis has no 0
     axes[0].set(title="training loss", ylabel="loss")
     axes[1].set(title="movement of all weights", ylabel=r"$\|w - w_0\| \,/\, \|w_0\|$")
-    largest = np.nanmax(compared.network.movement)
+    largest = np.nanmax(compared.network.movement[compared.stable])
     if np.isfinite(largest) and largest > 0:
         axes[1].set_ylim(largest * 1e-4, largest * 3)
     legend(axes[0], labels, list(compared.models))
@@ -107,6 +107,8 @@ def layers(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
         for colour, leaf in zip(palette, leaves, strict=True):
             for model in ("network", "tangent"):
                 curves = compared.models[model].layer[leaf]
+                if labels is None:
+                    curves = curves[compared.stable]
                 curve = np.median(curves, axis=0) if labels is None else curves[panel]
                 ax.plot(at[1:], curve[1:], MODELS[model].line, color=colour, linewidth=1.4)
                 if labels is None and len(curves) > 1 and model == "network":
@@ -134,7 +136,8 @@ def layers(compared: Comparison, labels: Sequence[str] | None = None) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside right center")
     if labels is None and compared.members > 1:
-        axes[0, 0].set_title(f"median and quartiles over {compared.members} seeds")
+        seeds = int(np.sum(compared.stable))
+        axes[0, 0].set_title(f"median and quartiles over {seeds} seeds")
     return figure
 
 

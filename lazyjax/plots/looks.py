@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
 
@@ -36,7 +37,11 @@ def style() -> Iterator[None]:
 
 def colour_of(labels: Sequence[str] | None, index: int, model: str) -> str:
     """Give the colour of a model, or of a member where these have labels."""
-    return MODELS[model].colour if labels is None else COLOURS[index % len(COLOURS)]
+    if labels is None:
+        return MODELS[model].colour
+    if len(labels) <= len(COLOURS):
+        return COLOURS[index]
+    return to_hex(plt.get_cmap("viridis")(0.92 * index / (len(labels) - 1)))  # in their order
 
 
 def shade_of(labels: Sequence[str] | None, members: int) -> float:

@@ -62,7 +62,8 @@ def functions(
         Three panels: before training, networks after it, tangent models and closed form after it.
     """
     assert compared.network.test is not None  # of `is_a_function`
-    start, end = (np.nanmax(np.abs(compared.network.test[:, when])) for when in (0, -1))
+    tests = compared.network.test[compared.stable]
+    start, end = (np.nanmax(np.abs(tests[:, when])) for when in (0, -1))
     apart = bool(start > 5 * end)  # a wild start would make lines of what was learned
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), sharey=not apart)
     order = np.argsort(compared.test_x[:, 0])
@@ -77,7 +78,7 @@ def functions(
         if target_values is not None:
             target(ax, compared.test_x[order], np.asarray(target_values)[order])
         for model, when in curves:
-            for i in range(compared.members if model in compared.models else 0):
+            for i in np.flatnonzero(compared.stable).tolist() if model in compared.models else ():
                 values = compared.models[model].test[i, when, order, 0]
                 values_of.append(values)
                 ax.plot(
@@ -142,7 +143,7 @@ def predictions(compared: Comparison, labels: Sequence[str] | None = None) -> Fi
     figure, axes = plt.subplots(1, 3 if classifier else 2, figsize=(13 if classifier else 9, 3.9))
     shade = shade_of(labels, compared.members)
     ends = [0.0]
-    for i in range(compared.members):
+    for i in np.flatnonzero(compared.stable).tolist():
         for where, marker, own in (("train", "o", "#0072B2"), ("test", "x", "#E69F00")):
             changes = _changes(compared, i, where)
             if changes is None:
@@ -193,7 +194,8 @@ def predictions(compared: Comparison, labels: Sequence[str] | None = None) -> Fi
             fontsize=8,
             color="0.3",
         )
-    finite = compared.share[:, 1:][compared.share[:, 1:] > 0]
+    finite = compared.share[compared.stable, 1:]
+    finite = finite[np.isfinite(finite) & (finite > 0)]
     axes[1].set(
         xscale="log",
         yscale="log" if finite.size else "linear",
@@ -211,28 +213,36 @@ def predictions(compared: Comparison, labels: Sequence[str] | None = None) -> Fi
 
 
 def _accuracies(ax: Axes, compared: Comparison, labels: Sequence[str] | None) -> None:
-    """Draw accuracies of both models, and where they differ, against the step."""
+    """Draw accuracies of both models, and where they differ, against the step.
+
+    Where colours tell members apart, only those on the test points, if there are such.
+    """
     at, shade = 1 + compared.steps, shade_of(labels, compared.members)
-    looks: dict[str, Any] = {}
-    for where, own in (("train", "#0072B2"), ("test", "#E69F00")):
-        name = {"train": "training points", "test": "test points"}[where]
+    places = [("train", "training points", "#0072B2"), ("test", "test points", "#E69F00")]
+    if compared.network.test_accuracy is None:
+        places = places[:1]
+    elif labels is not None:
+        places = places[1:]
+    looks: dict[str, tuple[Any, str]] = {}
+    for where, name, own in places:
         for model in ("network", "tangent"):
-            curves = getattr(compared.models[model], f"{where}_accuracy")
-            for i, curve in enumerate(() if curves is None else curves):
+            for i, curve in enumerate(getattr(compared.models[model], f"{where}_accuracy")):
                 colour = own if labels is None else colour_of(labels, i, model)
                 ax.plot(at, curve, MODELS[model].line, color=colour, alpha=shade)
-                looks[f"{MODELS[model].label}, {name}"] = (MODELS[model].line, own)
-    differ = compared.disagreement_train
-    for curve in () if differ is None else differ:
-        ax.plot(at, curve, ":", color="black", alpha=shade)
-    looks["classified differently"] = (":", "black")
+            shown = own if labels is None else "0.3"
+            looks[f"{MODELS[model].label}, {name}"] = (MODELS[model].line, shown)
+    where, name, _ = places[0]
+    for i, curve in enumerate(getattr(compared, f"disagreement_{where}")):
+        colour = "black" if labels is None else colour_of(labels, i, "network")
+        ax.plot(at, curve, ":", color=colour, alpha=shade)
+    looks[f"classified differently, {name}"] = (":", "black" if labels is None else "0.3")
     ax.set(xscale="log", xlabel="1 + step", title="accuracy", ylabel="share of the examples")
     ax.set_ylim(-0.03, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.legend(
         handles=[
-            Line2D([], [], linestyle=line, color=own, label=name)
-            for name, (line, own) in looks.items()
+            Line2D([], [], linestyle=line, color=colour, label=label)
+            for label, (line, colour) in looks.items()
         ],
         fontsize=8,
         loc="center right",
