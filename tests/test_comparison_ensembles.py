@@ -152,14 +152,14 @@ def test_without_a_closed_form_a_comparison_is_kept_and_drawn():
     assert texts == ["network", "tangent model"]
 
 
-def test_large_data_have_the_kernel_of_a_sample_and_no_dense_closed_form():
+def test_large_data_have_the_kernel_of_a_sample_and_a_closed_form_by_products():
     x = jax.random.normal(jax.random.key(0), (1601, 1))
     f = lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"]  # noqa: E731 (a function of one line)
     w = {"a": jnp.ones((1, 1, 3)), "b": jnp.ones((1, 3, 2)) / 4}
     data = Dataset(x, jnp.concatenate([jnp.sin(x), x], 1))
     compared = compare_ensemble(f, w, data, optax.sgd(0.01), steps=2, test=x[:2])
     few = compared.kernel_examples
-    assert compared.closed is None
+    assert compared.closed_form.gap.max() < 1e-8  # of 3202 outputs, without their kernel
     assert len(np.unique(few)) == 1000
     last = jax.tree.map(lambda a: a[0], compared.histories["network"].final)
     kernel = ntk(f, last, x[few], reduce="trace")
