@@ -8,7 +8,7 @@ import pytest
 
 from lazyjax import compare, verdicts
 from lazyjax.comparison import amounts as measured_amounts
-from lazyjax.comparison import compare_ensemble, running, sizes
+from lazyjax.comparison import compare_ensemble, heavy_ball, running, sizes
 from lazyjax.types import Dataset
 
 X = jax.random.normal(jax.random.key(0), (12, 2))
@@ -181,3 +181,21 @@ def test_members_are_those_that_train_alone():
     )
     assert both.of_members(slice(1, 2)).numbers() == pytest.approx(alone.numbers(), rel=1e-8)
     assert both.histories["network"].loss.shape == (2, 21)
+
+
+def test_one_hot_targets_may_be_whole_numbers():
+    y = jax.nn.one_hot(jnp.arange(12) % 2, 2, dtype=int)
+    loss = optax.losses.softmax_cross_entropy
+    compared = compare(model, W, Dataset(X, y), optax.sgd(0.1), steps=10, loss=loss)
+    right = np.mean(compared.network.train[0, -1].argmax(-1) == np.arange(12) % 2)
+    assert compared.network.train_accuracy[0, -1] == pytest.approx(right)
+
+
+def test_decay_of_matrices_alone_is_no_gradient_descent():
+    def matrices(params):
+        return jax.tree.map(lambda w: w.ndim > 1, params)
+
+    decayed = optax.chain(optax.add_decayed_weights(0.5, mask=matrices), optax.sgd(0.05))
+    assert heavy_ball(decayed, W, 30) is None
+    assert heavy_ball(optax.chain(optax.clip(1e3), optax.sgd(0.05)), W, 5) is None
+    assert heavy_ball(optax.sgd(0.05, 0.9), W | {"c": jnp.ones(())}, 10_000) is not None

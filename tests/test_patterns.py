@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +67,11 @@ def test_what_is_in_a_loop_or_a_branch_is_not_looked_into():
     assert relu_inputs(branched, A, X) is None
     outside = relu_inputs(lambda w, x: jax.nn.relu(x @ w) + looped(1.0, x), A, X)
     np.testing.assert_allclose(outside(A, X)[0], X @ A, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("activation", "shapes"), [(nn.gelu, None), (nn.relu, [(6, 4)])])
+def test_the_variance_of_a_norm_is_no_relu(activation, shapes):
+    layers = [nn.Dense(4, param_dtype=float), nn.LayerNorm(param_dtype=float), activation]
+    f, params = from_linen(nn.Sequential(layers), jax.random.key(3), X)
+    found = relu_inputs(f, params, X)
+    assert (None if found is None else [a.shape for a in found(params, X)]) == shapes
