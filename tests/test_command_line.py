@@ -57,7 +57,8 @@ def wanted(x1, x2=None, **options):
 def test_the_file_holds_the_kernel_and_one_line_says_so(folder, capsys):
     assert run("--memory", "100MiB") == 0
     assert capsys.readouterr().out.startswith("K.zarr: (13, 13, 3, 3) float64, 11.9KiB, ")
-    x = np.load("x.npz")["x"]
+    with np.load("x.npz") as held:
+        x = held["x"]
     np.testing.assert_allclose(open_kernel("K.zarr"), wanted(x), rtol=1e-12)
 
 
@@ -161,8 +162,8 @@ def test_the_page_and_the_numbers_are_in_the_folder_and_the_verdict_is_printed(p
     assert printed == f"{verdicts(found)[0]}\npage/index.html\n"
     from models_of_the_test import classifier  # pyright: ignore (a module that the test writes)
 
-    held = np.load("d.npz")
-    data = Dataset(held["x"], held["y"])
+    with np.load("d.npz") as held:
+        data = Dataset(held["x"], held["y"])
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
     own = compare(*classifier(), data, optax.sgd(0.2), steps=40, loss=loss)
     np.testing.assert_array_equal(found.network.loss, own.network.loss)

@@ -29,12 +29,16 @@ def model(name: str) -> tuple[Any, Any]:
     return made
 
 
-def opened(path: Path, cure: str) -> Any:
-    """Open a file of arrays: one array, mapped, or an archive of them."""
+def arrays_of(path: Path, cure: str) -> np.ndarray | dict[str, np.ndarray]:
+    """Read a file of arrays: one array, mapped, or all of an archive, which is closed again."""
     if not path.is_file():
         raise FileNotFoundError(f"`--data` must be a file, got {path}. Save one: {cure}")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return dict(found)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"`--data` must be an npz or npy file, got {path} ({error}). Use {cure}."

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 import lazyjax.comparison
 from lazyjax import checks
-from lazyjax.commands.arguments import Factory, model, opened
+from lazyjax.commands.arguments import Factory, arrays_of, model
 from lazyjax.comparison import verdicts
 from lazyjax.curvature import sharpness
 from lazyjax.laws import check_momentum
@@ -139,8 +139,9 @@ def compare(
 
 def _points(path: Path) -> tuple[Dataset, Dataset | None]:
     """Read the data, and the test points if there are any."""
-    found = opened(path, _CURE)
-    names = set() if isinstance(found, np.ndarray) else set(found.files)
+    found = arrays_of(path, _CURE)
+    held = {} if isinstance(found, np.ndarray) else found
+    names = set(held)
     if not {"x", "y"} <= names <= {"x", "y", "test_x", "test_y"} or (
         "test_y" in names and "test_x" not in names
     ):
@@ -148,13 +149,12 @@ def _points(path: Path) -> tuple[Dataset, Dataset | None]:
             "`--data` must hold x and y, and test_x and test_y if there are test points, got "
             f"{sorted(names) or 'one array'} in {path}. Use {_CURE}."
         )
-    for name in names:
-        if found[name].dtype.kind not in "biuf":
+    for name, array in held.items():
+        if array.dtype.kind not in "biuf":
             raise ValueError(
-                f"`--data` must hold numbers, got {found[name].dtype} for {name} in {path}. "
-                f"Use {_CURE}."
+                f"`--data` must hold numbers, got {array.dtype} for {name} in {path}. Use {_CURE}."
             )
-    arrays = {name: jnp.asarray(found[name]) for name in names}
+    arrays = {name: jnp.asarray(array) for name, array in held.items()}
     test = None if "test_x" not in names else Dataset(arrays["test_x"], arrays.get("test_y"))
     return Dataset(arrays["x"], arrays["y"]), test
 

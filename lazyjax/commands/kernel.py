@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lazyjax.commands.arguments import Factory, model, opened
+from lazyjax.commands.arguments import Factory, arrays_of, model
 from lazyjax.memory import format_bytes
 from lazyjax.store import kernel_store
 
@@ -57,13 +57,13 @@ def kernel(
 
 def _inputs(path: Path) -> tuple[Any, Any]:
     """Read x1, and x2 or None."""
-    found = opened(path, "np.savez(path, x=x)")
+    found = arrays_of(path, "np.savez(path, x=x)")
     if isinstance(found, np.ndarray):
         return found, None
-    names = set(found.files)
+    names = set(found)
     if names not in ({"x"}, {"x1"}, {"x1", "x2"}):
         raise ValueError(
             f"`--data` must hold x, or x1 and x2, got {sorted(names)} in {path}. "
             "Use np.savez(path, x=x)."
         )
-    return found["x" if "x" in names else "x1"], found["x2"] if "x2" in names else None
+    return found["x" if "x" in names else "x1"], found.get("x2")
