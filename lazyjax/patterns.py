@@ -50,23 +50,8 @@ def _holds_relu(jaxpr: Jaxpr) -> bool:
     )
 
 
-def _is_open(jaxpr: Jaxpr, moving: list[bool]) -> tuple[bool, bool, list[bool]]:
-    """Tell whether a jaxpr has ReLUs of what moves, whether all can be seen, and what moves out."""
-    alive = {v for v, m in zip(jaxpr.invars, moving, strict=True) if m}
-    has, seen, makers = False, True, _makers(jaxpr)
-    for equation in jaxpr.eqns:
-        inputs = [not isinstance(v, Literal) and v in alive for v in equation.invars]
-        outputs, body = [any(inputs)] * len(equation.outvars), inlined(equation)
-        if any(inputs):
-            if body is not None:
-                inside, visible, outputs = _is_open(body.jaxpr, inputs)
-                has, seen = has or inside, seen and visible
-            elif _operand(equation, makers) is not None:
-                has = True
-            elif any(map(_holds_relu, inner_jaxprs(equation))):  # of a loop or a branch
-                has, seen = True, False
-        alive |= {v for v, m in zip(equation.outvars, outputs, strict=True) if m}
-    return has, seen, [not isinstance(v, Literal) and v in alive for v in jaxpr.outvars]
+class _Unseen(Exception):
+    """A ReLU is where it is not looked for: in a loop, a branch or a `custom_vjp`."""
 
 
 def _run(
@@ -92,6 +77,8 @@ def _run(
             found.append(read(operand))
         if body is not None:
             out, outputs = _run(body, list(map(read, equation.invars)), own, found)
+        elif any(own) and any(map(_holds_relu, inner_jaxprs(equation))):
+            raise _Unseen
         else:
             out, outputs = evaluate(jaxpr, equation, read), [any(own)] * len(equation.outvars)
         values |= dict(zip(equation.outvars, out, strict=True))
@@ -133,15 +120,16 @@ def relu_inputs(f: ModelFunction, params: Params, x: PyTree) -> Partial | None:
     """
     f = checks.model_function(f)
     checks.outputs(f, params, x)
-    has, seen, _ = _is_open(jax.make_jaxpr(f)(params, x).jaxpr, _marks(params, x))
-    return Partial(_inputs, f) if has and seen else None
-
-
-def _marks(params: Params, x: PyTree) -> list[bool]:
-    return [True] * len(jax.tree.leaves(params)) + [False] * len(jax.tree.leaves(x))
+    inputs = Partial(_inputs, f)
+    try:
+        return inputs if jax.eval_shape(inputs, params, x) else None
+    except _Unseen:
+        return None
 
 
 def _inputs(f: Partial, params: Params, x: PyTree) -> tuple[jax.Array, ...]:
     found: list[jax.Array] = []
-    _run(jax.make_jaxpr(f)(params, x), jax.tree.leaves((params, x)), _marks(params, x), found)
+    leaves, others = jax.tree.leaves(params), jax.tree.leaves(x)
+    moving = [True] * len(leaves) + [False] * len(others)
+    _run(jax.make_jaxpr(f)(params, x), leaves + others, moving, found)
     return tuple(found)

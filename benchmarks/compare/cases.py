@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import lazyjax
+from experiments.digits_kernel import CNN
 from lazyjax.types import Dataset, ModelFunction, Params
 
 
@@ -20,17 +21,6 @@ class Case(NamedTuple):
     data: Dataset
     optimizer: optax.GradientTransformation
     options: dict[str, Any]
-
-
-class CNN(nn.Module):
-    """That of the digits' experiment."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Give the outputs (N, 10) of images (N, 8, 8, 1)."""
-        x = nn.relu(nn.Conv(16, (3, 3))(x))
-        x = nn.relu(nn.Conv(32, (3, 3), strides=(2, 2))(x))
-        return nn.Dense(10)(x.reshape(len(x), -1))
 
 
 class Block(nn.Module):
@@ -72,7 +62,7 @@ def digits(steps: int) -> Case:
     held: Any = load_digits()
     x = jnp.asarray(held.images[:1437, ..., None] / 16, jnp.float32)
     y = jax.nn.one_hot(held.target[:1437], 10)
-    f, params = lazyjax.from_linen(CNN(), jax.random.key(0), x[:1])
+    f, params = lazyjax.from_linen(CNN((16, 32), 10), jax.random.key(0), x[:1])
     return Case(f, params, Dataset(x, y), optax.sgd(0.05), {"steps": steps})
 
 

@@ -1,6 +1,7 @@
 """What commands are given: a factory of models, and files of arrays."""
 
 import importlib
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ def arrays_of(path: Path, cure: str) -> np.ndarray | dict[str, np.ndarray]:
             return found
         with found:
             return dict(found)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"`--data` must be an npz or npy file, got {path} ({error}). Use {cure}."
         ) from error

@@ -5,7 +5,6 @@ What a user would call by hand is called here, step by step, on the host: `f(w, 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lazyjax import checks
 from lazyjax.comparison.classes import Classes
 from lazyjax.comparison.closed import closed_form
+from lazyjax.comparison.members import Member, outputs, some_of
 from lazyjax.comparison.optimizers import HeavyBall
 from lazyjax.comparison.records import Comparison, Course, rms
 from lazyjax.comparison.sizes import Amounts, pieces, spread
@@ -29,35 +28,10 @@ from lazyjax.metrics import (
     target_alignment,
 )
 from lazyjax.patterns import relu_inputs
-from lazyjax.training import factor_of_squares, log_grid, scale_of_loss
+from lazyjax.training import factor_of_squares, log_grid
 from lazyjax.types import Dataset, History, Params, PyTree
-from lazyjax.widening import widened
 
 _CURVE_POINTS = 600  # of a curve that is kept, log-spaced
-
-
-class Member(NamedTuple):
-    """What one member is trained on, and how: the arguments of `compare`, checked."""
-
-    f: Partial
-    tangent: Partial
-    start: Params
-    anchor: Params
-    loss: Partial
-    data: Dataset
-    test: Dataset | None  # its y None where there are no targets
-    mini_batches: bool
-    ball: HeavyBall | None
-    no_closed_form: str  # what is known of it before training
-    classes: Classes | None
-    alpha: float  # that was asked for
-    epsilon: float
-    settings: dict[str, str]
-
-
-@jax.jit
-def _outputs(f: Partial, params: Params, x: PyTree) -> jax.Array:
-    return widened(f(params, x))
 
 
 _patterns = jax.jit(pattern_change)
@@ -76,55 +50,62 @@ def _on_grid(f: Partial, history: History, x: PyTree, block: int) -> np.ndarray:
     cut = pieces(x, block)
     return np.stack(
         [
-            np.concatenate([np.asarray(_outputs(f, history.at(i), part)) for part in cut])
+            np.concatenate([np.asarray(outputs(f, history.at(i), part)) for part in cut])
             for i in range(len(history.steps))
         ]
     )[None]
 
 
-def curve_steps(member: Member, history: History) -> np.ndarray:
-    """Give the steps of curves: those at which the loss on all data is known."""
-    if member.mini_batches:
-        return history.steps
-    return log_grid(int(history.steps[-1]), points=_CURVE_POINTS)
+class _Points(NamedTuple):
+    """Where outputs are taken, and the classes of the targets there, if they name any."""
+
+    x: PyTree
+    labels: np.ndarray | None
+
+
+def _points(member: Member, amounts: Amounts) -> dict[str, _Points]:
+    """Give the recorded training points, and the test points if there are any."""
+    classes, test = member.classes, member.test
+
+    def points(data: Dataset) -> _Points:
+        named = classes is not None and data.y is not None
+        return _Points(data.x, classes.labels(data.y) if classes and named else None)
+
+    train = points(some_of(member.data, amounts.examples))
+    return {"train": train} if test is None else {"train": train, "test": points(test)}
 
 
 def _course(
-    f: Partial, history: History, member: Member, amounts: Amounts, train_x: PyTree
+    f: Partial,
+    history: History,
+    member: Member,
+    block: int,
+    points: dict[str, _Points],
+    curve_steps: np.ndarray,
 ) -> Course:
-    at = curve_steps(member, history)
-    loss = history.data_loss if member.mini_batches else history.loss[at]
-    train = _on_grid(f, history, train_x, amounts.block)
-    test = None
-    if member.test is not None:
-        test = _on_grid(f, history, member.test.x, amounts.block)
-    scale = member.alpha**2
-    classes, (own, beside) = member.classes, _labels(member, amounts)
+    loss = history.data_loss if member.mini_batches else history.loss[curve_steps]
+    values = {place: _on_grid(f, history, own.x, block) for place, own in points.items()}
+    right = {
+        place: _accuracy(member.classes, values[place], own.labels) for place, own in points.items()
+    }
     return Course(
-        loss=loss[None] * scale,
-        movement=history.weight_movement[None, at],
-        layer={name: curve[None, at] for name, curve in history.layer_movement.items()},
+        loss=loss[None] * member.alpha**2,
+        movement=history.weight_movement[None, curve_steps],
+        layer={name: curve[None, curve_steps] for name, curve in history.layer_movement.items()},
         diverged_at=np.array([-1 if history.diverged_at is None else history.diverged_at]),
-        train=train,
-        test=test,
-        train_accuracy=_accuracy(classes, train, own),
-        test_accuracy=_accuracy(classes, test, beside),
+        train=values["train"],
+        test=values.get("test"),
+        train_accuracy=right["train"],
+        test_accuracy=right.get("test"),
     )
 
 
-def _labels(member: Member, amounts: Amounts) -> tuple[Any, Any]:
-    """Give the classes that the targets name, on the recorded training examples and the tests."""
-    classes, test = member.classes, member.test
-    if classes is None:
-        return None, None
-    beside = None if test is None or test.y is None else classes.labels(test.y)
-    return classes.labels(np.asarray(member.data.y)[amounts.examples]), beside
-
-
-def _accuracy(classes: Classes | None, outputs: Any, labels: Any) -> np.ndarray | None:
-    if classes is None or outputs is None or labels is None:
+def _accuracy(
+    classes: Classes | None, values: np.ndarray, labels: np.ndarray | None
+) -> np.ndarray | None:
+    if classes is None or labels is None:
         return None
-    return 1 - classes.differ(classes.of(outputs), labels)
+    return 1 - classes.differ(classes.of(values), labels)
 
 
 def _disagreement(classes: Classes | None, a: Any, b: Any) -> np.ndarray | None:
@@ -150,35 +131,25 @@ def _columns(member: Member, few: np.ndarray) -> np.ndarray | None:
     return np.eye(int(y.max()) + 1)[y]
 
 
-def some_of(data: Dataset, examples: np.ndarray) -> Dataset:
-    """Take some of the examples, of every leaf that has them on axis 0."""
-    n = checks.batch("data.x", data.x)
-    if len(examples) == n:
-        return data
-
-    def some(a: Any) -> Any:
-        return np.asarray(a)[examples] if np.shape(a)[:1] == (n,) else a
-
-    return Dataset(*jax.tree.map(some, tuple(data)))
-
-
-def _measured(function: Callable[..., Any], *arguments: Any) -> float:
-    """Give a number, NaN where a model has none (no second derivative, weights not finite)."""
+def _where_there_is_one(function: Callable[[], Any], otherwise: Any) -> Any:
+    """Give what needs a second derivative of the model, where the model has one."""
     try:
-        return float(function(*arguments))
+        return function()
     except Exception:
-        return np.nan
+        return otherwise
 
 
 def _kappa(member: Member, amounts: Amounts) -> np.ndarray:
-    f, _, start, _, loss, (x, y), *_ = member
-    if not amounts.kappa or factor_of_squares(loss) is None:
-        return np.full((1, 2), np.nan)
-    try:
-        found = kappa(f, start, x, y, key=jax.random.key(0))
-    except Exception:  # no second derivative, or nothing moves at all
-        return np.full((1, 2), np.nan)
-    return np.asarray([found.lower, found.upper], float)[None]
+    none = np.full((1, 2), np.nan)
+    if not amounts.kappa or factor_of_squares(member.loss) is None:
+        return none
+
+    def bounds() -> np.ndarray:
+        x, y = member.data
+        found = kappa(member.f, member.start, x, y, key=jax.random.key(0))
+        return np.asarray([found.lower, found.upper], float)[None]
+
+    return _where_there_is_one(bounds, none)
 
 
 def measured(
@@ -186,31 +157,20 @@ def measured(
 ) -> Comparison:
     """Measure what the two trainings of one member have left; its kernels are requested."""
     f, data, test, classes = member.f, member.data, member.test, member.classes
-    train_x = some_of(data, amounts.examples).x
-    courses = [
-        _course(model, history, member, amounts, train_x)
+    curve_steps = network.steps  # where the loss on all data is known
+    if not member.mini_batches:
+        curve_steps = log_grid(int(network.steps[-1]), points=_CURVE_POINTS)
+    points = _points(member, amounts)
+    own, other = (
+        _course(model, history, member, amounts.block, points, curve_steps)
         for model, history in ((f, network), (member.tangent, tangent))
-    ]
-    own, other = courses
+    )
 
     closed, critical, why = None, np.nan, member.no_closed_form
     if member.ball is not None and not why:
         closed, critical, why = closed_form(
-            f,
-            member.start,
-            member.anchor,
-            data,
-            None if test is None else test.x,
-            network.steps,
-            other.train[0],
-            member.ball,
-            factor_of_squares(member.loss) or 1.0,
-            scale_of_loss(member.loss),
-            amounts,
+            member, member.ball, network.steps, other.train[0], amounts
         )
-
-    if closed is not None:
-        closed = replace(closed, loss=closed.loss * member.alpha**2)
 
     few = amounts.kernel_examples
     subset = some_of(data, few)
@@ -220,16 +180,21 @@ def measured(
     thetas = [kernels(request.at(w)) for w in at]
     moved = [_of_kernel(theta, thetas[0]) for theta in thetas]
     aligned = [np.nan if columns is None else _with_targets(k, columns) for k in thetas]
+
+    def sharpness_of(model: Partial, params: Params) -> float:
+        return _where_there_is_one(
+            lambda: float(largest_curvature(model, member.loss, params, subset)), np.nan
+        )
+
     sharp = np.full(len(which), np.nan)
     for i in spread(amounts.sharpness_points, which):
-        sharp[i] = _measured(largest_curvature, f, member.loss, at[i], subset)
-    inputs = relu_inputs(f, member.start, request.x1)
-    patterns = None
+        sharp[i] = sharpness_of(f, at[i])
+    if np.isnan(critical) and member.ball is not None and amounts.sharpness_points:
+        flat = sharpness_of(member.tangent, at[0])
+        critical = 2 * (1 + member.ball.momentum) / flat if flat > 0 else np.nan
+    inputs, patterns = relu_inputs(f, member.start, request.x1), None
     if inputs is not None:
         patterns = np.asarray([[_patterns(inputs, w, at[0], request.x1) for w in at]])
-    if np.isnan(critical) and member.ball is not None and amounts.sharpness_points:
-        flat = _measured(largest_curvature, member.tangent, member.loss, at[0], subset)
-        critical = 2 * (1 + member.ball.momentum) / flat if flat > 0 else np.nan
 
     ball = member.ball or HeavyBall(np.nan, np.nan)
     return Comparison(
@@ -238,7 +203,7 @@ def measured(
         test_x=None if test is None else jax.tree.map(np.asarray, test.x),
         test_y=None if test is None else jax.tree.map(np.asarray, test.y),
         steps=network.steps,
-        curve_steps=curve_steps(member, network),
+        curve_steps=curve_steps,
         kernel_steps=network.steps[which],
         examples=amounts.examples,
         kernel_examples=few,

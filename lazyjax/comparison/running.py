@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,12 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.comparison.classes import classes_of
-from lazyjax.comparison.measuring import Member, measured, some_of
-from lazyjax.comparison.optimizers import HeavyBall, heavy_ball
+from lazyjax.comparison.measuring import measured
+from lazyjax.comparison.members import Member, some_of
+from lazyjax.comparison.optimizers import heavy_ball
 from lazyjax.comparison.records import Comparison, join
 from lazyjax.comparison.sizes import amounts
+from lazyjax.comparison.words import settings_in_words, why_none
 from lazyjax.equations import epsilon
 from lazyjax.kernels import check, only_output, same_examples, within_budget
 from lazyjax.memory import bytes_of
@@ -30,8 +31,6 @@ from lazyjax.training import (
     as_dataset,
     as_loss,
     check_member,
-    factor_of_squares,
-    innermost,
     scale_loss,
     train,
     train_ensemble,
@@ -340,7 +339,9 @@ def _compared(
     models_by_name = {"network": f, "tangent model": tangent}
     histories = {name: trained(model, name) for name, model in models_by_name.items()}
 
-    settings = _settings(plan, start_first, loss, ball) | {
+    settings = settings_in_words(
+        start_first, loss, ball, plan.steps, plan.batch_size, plan.memory
+    ) | {
         "examples": f"{request.n1:,}",
         "test examples": f"{tests:,}" if tests else "none",
         "outputs": f"{math.prod(out):,}",
@@ -362,7 +363,7 @@ def _compared(
             test=test,
             mini_batches=not full,
             ball=ball,
-            no_closed_form=_why_none(loss, full, ball),
+            no_closed_form=why_none(loss, full, ball),
             classes=classes_of(loss, data.y, out),
             alpha=1.0 if alphas is None else float(alphas[i]),
             epsilon=rounding,
@@ -372,41 +373,3 @@ def _compared(
         asked = replace(of_kernel, f=now, params=own_start)
         compared.append(measured(one, network, other, how_much, asked))
     return replace(join(compared) if several else compared[0], histories=histories)
-
-
-def _why_none(loss: Loss, full: bool, ball: HeavyBall | None) -> str:
-    """Say why there is no closed form; "" if there may be one."""
-    if factor_of_squares(loss) is None:
-        return f"the loss is {_name(innermost(loss))}, not optax.losses.squared_error itself"
-    if not full:
-        return "it is trained on mini-batches"
-    if ball is None:
-        return "the optimiser is not gradient descent with one rate, with or without a heavy ball"
-    return ""
-
-
-def _name(function: Any) -> str:
-    """Name a function, as far as it has a name."""
-    function = getattr(function, "func", function)
-    name = getattr(function, "__name__", "<>")
-    return "a function without a name" if "<" in name else name.replace("_", " ")
-
-
-def _settings(plan: _Plan, start: Params, loss: Loss, ball: HeavyBall | None) -> dict[str, str]:
-    """Say what was asked for."""
-    optimizer = "an Optax optimiser that is not gradient descent with one rate"
-    if ball is not None:
-        optimizer = f"gradient descent, learning rate {ball.learning_rate:.4g}"
-        if ball.momentum:
-            optimizer += f", momentum {ball.momentum:.4g}"
-    weights = jax.tree.leaves(start)
-    return {
-        "parameters": f"{sum(w.size for w in weights):,}",
-        "dtype": str(jnp.result_type(*weights)),
-        "loss": _name(innermost(loss)),
-        "optimiser": optimizer,
-        "steps": f"{plan.steps:,}",
-        "batch": "all examples" if plan.batch_size is None else f"{plan.batch_size:,}",
-        "memory": str(plan.memory),
-        "lazyjax and jax": f"{version('lazyjax')} and {jax.__version__}",
-    }
