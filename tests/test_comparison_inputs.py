@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_leaves_nothing(compare
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):  # noqa: PT011 (the system's own words)
         compared.report(tmp_path / "file" / "page.html", code="")
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError):  # noqa: PT011 (likewise)
         compared.save(tmp_path / "file" / "compared.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
