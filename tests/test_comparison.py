@@ -53,7 +53,10 @@ def test_the_closed_form_is_the_tangent_model(trained):
 
 
 def test_at_the_start_network_and_tangent_model_are_one(trained):
-    assert np.all(trained.gap_train[:, 0] == 0)
+    assert np.all(trained.share[:, 0] == 0)
+    # the two are compiled apart, and JAX 0.10 rounds them apart
+    ulp = np.finfo(float).eps * np.abs(trained.network.train[:, 0]).max()
+    assert np.all(trained.gap_train[:, 0] <= ulp)
     assert np.all(trained.kernel_change[:, 0] == 0)
     np.testing.assert_allclose(trained.kernel_alignment[:, 0], 1, rtol=1e-12)
     assert np.all(trained.gap_train[:, -1] > 0)

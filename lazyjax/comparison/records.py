@@ -206,7 +206,9 @@ class Comparison:
     def share(self) -> np.ndarray:
         """The gap on the training points as a share of what was learned (E, G); 0 if rounding."""
         with np.errstate(all="ignore"):  # nothing is learned at the start
-            rounding = _ROUNDING * self.epsilon * rms(self.network.train)
+            # a tangent model is the outputs at its anchor and a change: each is rounded
+            sizes = rms(self.network.train[:, :1]) + self.learned
+            rounding = _ROUNDING * self.epsilon * sizes
             return np.where(self.gap_train > rounding, self.gap_train / self.learned, 0.0)
 
     @property
