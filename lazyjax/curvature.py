@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from lazyjax import checks
@@ -28,7 +29,9 @@ class _State(NamedTuple):
 
 @jax.jit
 def _first(params: Params, key: jax.Array) -> _State:
-    start = optax.tree.random_like(key, widened(params))
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), widened(params))
+    flat, unravel = ravel_pytree(zeros)
+    start = unravel(jax.random.normal(key, flat.shape, flat.dtype))  # one draw compiles sooner
     start = optax.tree.scale(1 / norm(start), start)
     return _State(optax.tree.zeros_like(start), start, jnp.zeros((), norm(start).dtype))
 
