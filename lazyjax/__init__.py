@@ -35,6 +35,7 @@ from lazyjax.models import (
     shallow_mlp,
     sinusoidal_features,
 )
+from lazyjax.natural import natural_gradient, scale_by_natural_gradient
 from lazyjax.operators import KernelOperator, as_operator, ntk_operator
 from lazyjax.patterns import relu_inputs
 from lazyjax.regression import kernel_regression, tangent_parameters
@@ -101,6 +102,7 @@ __all__ = [
     "log_grid",
     "make_dataset",
     "matrix",
+    "natural_gradient",
     "ntk",
     "ntk_operator",
     "numerical_rank",
@@ -114,6 +116,7 @@ __all__ = [
     "save_history",
     "save_tree",
     "scale",
+    "scale_by_natural_gradient",
     "scale_loss",
     "shallow_mlp",
     "sharpness",

@@ -73,6 +73,12 @@ def whole(name: str, value: Any, *, least: int, cure: str = "") -> None:
         )
 
 
+def flag(name: str, value: Any) -> None:
+    """Require True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}. Use bool(...).")
+
+
 def floating(name: str, tree: PyTree) -> None:
     """Require arrays of real floats in every leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

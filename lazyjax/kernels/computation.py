@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lazyjax import centering
 from lazyjax.factors import Model, model_of
 from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
 from lazyjax.kernels.request import Request
@@ -98,10 +99,20 @@ def _kernel(job: Job, request: Request) -> Any:
     engine = finished(engine_of(job, request.x1, options.method), math.prod(job.out))
     blocks = choose_blocks(engine, task, options.batch_size, options.level)
     by_leaf = assemble(engine, task, request.x1, request.x2, blocks)
+
+    def of(leaf: int) -> jax.Array:
+        return centering.kernel(
+            whole(by_leaf, job, leaf),
+            request.weights,
+            center=options.center,
+            mixed=task.reduce == "none",
+            symmetric=task.symmetric,
+        )
+
     if not options.per_leaf:
-        return whole(by_leaf, job)
+        return of(WHOLE)
     numbers = iter(range(sum(options.wrt)))
-    kernels = [whole(by_leaf, job, next(numbers)) if moves else None for moves in options.wrt]
+    kernels = [of(next(numbers)) if moves else None for moves in options.wrt]
     return jax.tree.structure(request.params).unflatten(kernels)
 
 

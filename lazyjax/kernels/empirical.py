@@ -28,6 +28,8 @@ def ntk(
     batch_size: int | tuple[int, int] | None = None,
     memory: int | float | str | None = None,
     precision: str = "highest",
+    center: bool = False,
+    weights: Any = None,
 ) -> Any:
     """Compute the empirical neural tangent kernel.
 
@@ -74,6 +76,13 @@ def ntk(
         Of every product on the way, the model's own included, as in
         `jax.default_matmul_precision`. The default of a GPU costs the kernel its symmetry and
         positivity.
+    center : bool
+        Whether the mean derivative over the examples of each batch is taken away: the kernel of
+        J - mean J. With weights the mean is sum_n w_n J_n / sum_n w_n.
+    weights : (N1,) array, or pair of (N1,) and (N2,) for two batches, optional
+        0 or more: the kernel of diag(sqrt(w)) J, or of diag(sqrt(w)) (J - mean J). Weights 1/N
+        with `center` give (J - mean J) (J - mean J)^T / N, whose eigenvalues are those of the
+        covariance of the derivatives.
 
     Returns
     -------
@@ -140,6 +149,8 @@ def ntk(
         outputs=outputs,
         batch_size=batch_size,
         precision=precision,
+        center=center,
+        weights=weights,
     )
     if memory is not None:
         request = within_budget(request, memory)

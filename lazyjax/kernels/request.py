@@ -11,6 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from lazyjax import checks
+from lazyjax.centering import pair_of_weights
 from lazyjax.costs import Rates, rates, using
 from lazyjax.factors import output_shapes
 from lazyjax.independence import check_examples
@@ -110,6 +111,7 @@ class Options(NamedTuple):
     batch_size: tuple[int, int] | None
     precision: str
     rates: Rates  # by which method, orders and blocks are chosen
+    center: bool = False  # whether the mean derivative over the examples is taken away
     level: int = 0  # how much memory is saved, as in `tiles.choose_blocks`
 
     @contextlib.contextmanager
@@ -129,6 +131,7 @@ class Request:
     x1: PyTree
     x2: PyTree | None
     outputs: jax.Array | np.ndarray | None  # indices; None: all
+    weights: tuple[jax.Array | None, jax.Array | None]  # of the examples of x1 and of x2
     options: Options = field(metadata={"static": True})
     tree: Any = field(metadata={"static": True})  # the structure of what f gives
     shapes: tuple[jax.ShapeDtypeStruct, ...] = field(metadata={"static": True})  # for one example
@@ -169,6 +172,8 @@ def check(
     method: str = "auto",
     per_leaf: bool = False,
     batch_size: int | tuple[int, int] | None = None,
+    center: bool = False,
+    weights: Any = None,
 ) -> Request:
     """Check the arguments of `ntk`, before any work."""
     f = checks.model_function(f)
@@ -179,16 +184,19 @@ def check(
     if x2 is not None:
         checks.batch("x2", x2)
         same_examples(x1, x2)
+    checks.flag("center", center)
+    n2 = None if x2 is None else checks.batch("x2", x2)
+    own = pair_of_weights(weights, checks.batch("x1", x1), n2)
     mask = differentiated(params, wrt)
     batch_size = check_batch_size(batch_size)
-    options = Options(reduce, method, mask, per_leaf, batch_size, precision, rates())
+    options = Options(reduce, method, mask, per_leaf, batch_size, precision, rates(), center)
     f = as_it_is(f, params, one_example(x1))
     out, tree = jax.tree.flatten(output_shapes(f, params, x1))
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in out)
     index = chosen_outputs(outputs, shapes)
     alone = checks.batch("x1", x1) == 1 and x2 is not None
     check_examples(f, params, x2 if alone else x1)
-    return Request(f, params, x1, x2, index, options, tree, shapes)
+    return Request(f, params, x1, x2, index, own, options, tree, shapes)
 
 
 def only_output(request: Request, purpose: str) -> tuple[tuple[int, ...], np.dtype]:
