@@ -21,7 +21,7 @@ GROUPS = (
     ("runs",),
     ("dynamics", "metrics", "training"),
     ("curvature", "operators", "sketches", "natural"),
-    ("verification",),
+    ("selection", "verification"),
     ("store", "regression"),
     ("comparison",),
     ("plots",),
