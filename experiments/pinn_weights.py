@@ -412,9 +412,8 @@ def _spectra(results: Results) -> Figure:
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """Give the median of 21 values around each; of fewer towards the ends, where it is exact."""
-    last = len(values) - 1
-    reach = [min(10, i, last - i) for i in range(len(values))]
+    """Give the median of 21 values around each; of fewer at the start, where values fall fast."""
+    reach = np.minimum(10, np.arange(len(values)))
     return np.array([np.median(values[i - r : i + r + 1]) for i, r in enumerate(reach)])
 
 
