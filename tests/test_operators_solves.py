@@ -6,7 +6,8 @@ from jax.tree_util import Partial
 
 from lazyjax.operators import solves
 from lazyjax.operators.algebra import as_operator, operator
-from lazyjax.operators.solves import NotConverged, Nystrom, nystrom, solve
+from lazyjax.operators.preconditioners import Nystrom, nystrom
+from lazyjax.operators.solves import NotConverged, solve
 
 N = 60
 
@@ -62,7 +63,7 @@ def test_a_solution_is_that_of_the_dense_system(made, rank):
 
 def test_as_many_steps_as_there_are_distinct_eigenvalues():
     values = np.repeat([1.0, 2.0, 5.0, 9.0, 30.0], N // 5)
-    found = solve(as_operator(kernel(values)), B[:, 0], tolerance=1e-12)
+    found = solve(as_operator(kernel(values)), B[:, 0], tolerance=1e-11)
     assert found.x.shape == (N,)
     assert found.residuals.shape == (6,)
     assert found.iterations == 5

@@ -16,15 +16,18 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
 from lazyjax import checks
+from lazyjax.blocks import in_blocks
 from lazyjax.kernels import matrix
-from lazyjax.meshes import alike, in_any_program
+from lazyjax.meshes import alike, in_any_program, zeros
 from lazyjax.norms import norm
 from lazyjax.widening import widened
+
+_AT_ONCE = 64  # rows that are held at once for a diagonal
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["product", "transposed", "rows", "scale", "shift"],
+    data_fields=["product", "transposed", "rows", "entries", "scale", "shift"],
     meta_fields=["shape", "dtype", "outputs", "psd"],
 )
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class KernelOperator:
     rows : Partial or None
         Indices of examples (r,) -> those rows of the base, (r K, N2 K); None if it has to multiply
         by unit vectors for them.
+    entries : Partial or None
+        () -> the diagonal of the base (N1 K,), of a square one; None if it has to be read from
+        rows.
     scale, shift : ()
         The operator is scale * base + shift * I.
     shape : pair of int
@@ -59,6 +65,7 @@ class KernelOperator:
     product: Partial
     transposed: Partial
     rows: Partial | None
+    entries: Partial | None
     scale: jax.Array
     shift: jax.Array
     shape: tuple[int, int]
@@ -131,6 +138,75 @@ class KernelOperator:
             shape=self.shape[::-1],
         )
 
+    def rows_of(self, examples: jax.Array) -> jax.Array:
+        """Compute the rows of some examples, those of scale * base.
+
+        Parameters
+        ----------
+        examples : (r,)
+            Whole numbers from 0 to N1 - 1.
+
+        Returns
+        -------
+        (r K, N2 K) array
+            Without the shift.
+
+        Notes
+        -----
+        By `rows`; where there are none, by a product with r K unit vectors.
+        """
+        if self.rows is not None:
+            return self.scale * self.rows(examples).astype(self.dtype)
+        at = rows_at(examples, self.outputs)
+        units = zeros((self.shape[0], at.size), self.scale).at[at, jnp.arange(at.size)].set(1)
+        return self.scale * self.transposed(units).T
+
+    @in_any_program()
+    def diagonal(self) -> jax.Array:
+        """Compute the diagonal of scale * base + shift * I, exactly.
+
+        Returns
+        -------
+        (N1 K,) array
+
+        Raises
+        ------
+        ValueError
+            If the operator is not square.
+
+        Notes
+        -----
+        From `entries`, where there are any. Otherwise from the rows of a few examples after the
+        others, up to 64 rows at once: all entries are computed, 64 N2 K of them held. Runs under
+        `jit`.
+
+        Examples
+        --------
+        >>> (2 * as_operator(jnp.diag(jnp.array([1.0, 3.0]))) + 0.5).diagonal().tolist()
+        [2.5, 6.5]
+        """
+        if self.shape[0] != self.shape[1]:
+            raise ValueError(
+                f"`diagonal` must be of a square operator, got shape {self.shape}. "
+                "Use the kernel of a batch with itself."
+            )
+        if self.entries is not None:
+            return self.scale * self.entries().astype(self.dtype) + self.shift
+
+        def own(examples: jax.Array) -> jax.Array:
+            at = rows_at(examples, self.outputs)
+            return self.rows_of(examples)[jnp.arange(at.size), at].reshape(-1, self.outputs)
+
+        n = self.shape[0] // self.outputs
+        examples = alike(jnp.arange(n), self)
+        return in_blocks(own, examples, max(1, _AT_ONCE // self.outputs)).reshape(-1) + self.shift
+
+
+def rows_at(examples: jax.Array, outputs: int) -> jax.Array:
+    """Give the numbers of the rows (r K,) of some examples."""
+    every = alike(jnp.arange(outputs), examples)
+    return (examples[:, None] * outputs + every[None]).reshape(-1)
+
 
 def _number(name: str, value: ArrayLike, dtype: DTypeLike) -> jax.Array:
     if np.ndim(value):
@@ -163,6 +239,7 @@ def operator(
     shape: tuple[int, int],
     dtype: DTypeLike,
     rows: Callable[[jax.Array], jax.Array] | None = None,
+    entries: Callable[[], jax.Array] | None = None,
     outputs: int = 1,
     psd: bool = False,
 ) -> KernelOperator:
@@ -170,7 +247,7 @@ def operator(
 
     Parameters
     ----------
-    product, transposed, rows, shape, dtype, outputs, psd
+    product, transposed, rows, entries, shape, dtype, outputs, psd
         As the attributes of `KernelOperator`; functions that are no `Partial` become one. Of less
         than float32, the dtype becomes float32: what the functions give is widened.
 
@@ -188,6 +265,7 @@ def operator(
         product=travelling(product),
         transposed=travelling(transposed),
         rows=None if rows is None else travelling(rows),
+        entries=None if entries is None else travelling(entries),
         scale=jnp.ones((), dtype),
         shift=jnp.zeros((), dtype),
         shape=shape,
@@ -195,6 +273,25 @@ def operator(
         outputs=outputs,
         psd=psd,
     )
+
+
+def require_operator(name: str, A: Any) -> KernelOperator:
+    """Require an operator."""
+    if not isinstance(A, KernelOperator):
+        raise TypeError(
+            f"`{name}` must be a KernelOperator, got {type(A).__name__}. Use as_operator(kernel)."
+        )
+    return A
+
+
+def require_symmetric(A: Any) -> KernelOperator:
+    """Require an operator that is symmetric and positive semi-definite."""
+    if not require_operator("A", A).psd:
+        raise ValueError(
+            "`A` must be symmetric and positive semi-definite, got an operator of shape "
+            f"{A.shape} that is not known to be. Use the kernel of a batch with itself."
+        )
+    return A
 
 
 @jax.jit
@@ -212,14 +309,18 @@ def _asymmetry(square: jax.Array) -> tuple[jax.Array, jax.Array]:
     return norm(square - square.T), norm(square)
 
 
+@jax.jit
+def _array_diagonal(square: jax.Array) -> jax.Array:
+    return jnp.diagonal(square)
+
+
 class _ArrayRows(NamedTuple):
     """The rows of some examples, as a static function; equal ones compile once."""
 
     outputs: int
 
     def __call__(self, square: jax.Array, examples: jax.Array) -> jax.Array:
-        every = jnp.arange(square.shape[0]).reshape(-1, self.outputs)
-        return square[every[examples].reshape(-1)]
+        return square[rows_at(examples, self.outputs)]
 
 
 def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
@@ -266,6 +367,7 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
         Partial(_array_product, square),
         Partial(_array_transposed, square),
         rows=Partial(_ArrayRows(outputs), square),
+        entries=Partial(_array_diagonal, square),
         shape=(square.shape[0], square.shape[1]),
         dtype=square.dtype,
         outputs=outputs,

@@ -9,9 +9,9 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.norms import eigh, norm, scale_of
-from lazyjax.operators.algebra import KernelOperator
+from lazyjax.operators.algebra import KernelOperator, require_symmetric
 from lazyjax.operators.krylov import lanczos
-from lazyjax.operators.solves import NotConverged, finer, require_symmetric
+from lazyjax.operators.solves import NotConverged, finer
 
 _UNSEEN = 1e-4  # how little of a vector a random start may hold, of the usual n^-1/2
 

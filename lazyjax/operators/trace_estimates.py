@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 
 from lazyjax import checks
 from lazyjax.norms import eigh, scale_of
-from lazyjax.operators.algebra import KernelOperator, operator
+from lazyjax.operators.algebra import KernelOperator, operator, require_symmetric
 from lazyjax.operators.krylov import Tridiagonal, lanczos
-from lazyjax.operators.solves import Nystrom, nystrom, require_symmetric
+from lazyjax.operators.preconditioners import Nystrom, nystrom
 
 FIRST = 16  # steps of Lanczos at first; they double
 # f, and whether Gauss is its upper end: so it is for log, whose even derivatives are negative and
@@ -116,10 +116,10 @@ def quadratures(
     return Bracket(low, high, jnp.min(seen), jnp.max(tridiagonal.diagonal))
 
 
-def _probes(key: jax.Array, A: KernelOperator, probes: int) -> jax.Array:
-    """Draw signs (probes, n), for which v^T v is n, so that a shift adds no variance."""
+def random_signs(key: jax.Array, A: KernelOperator, probes: int) -> jax.Array:
+    """Draw signs (probes, n), n the columns; v^T v is n, so that a shift adds no variance."""
     checks.whole("probes", probes, least=2, cure="One has no standard error.")
-    return jax.random.rademacher(key, (probes, A.shape[0]), A.dtype)
+    return jax.random.rademacher(key, (probes, A.shape[1]), A.dtype)
 
 
 def _standard_error(values: jax.Array) -> jax.Array:
@@ -250,9 +250,9 @@ def logdet(
     require_symmetric(A)
     checks.whole("rank", rank, least=0)
     if not rank:
-        return _estimate(A, _probes(key, A, probes), "log", _bound(A, lower), depth)
+        return _estimate(A, random_signs(key, A, probes), "log", _bound(A, lower), depth)
     rows, signs = jax.random.split(key)
-    P, v = nystrom(rows, A, rank=rank), _probes(signs, A, probes)
+    P, v = nystrom(rows, A, rank=rank), random_signs(signs, A, probes)
     product = Partial(_between, P, A)
     inner = operator(product, product, shape=A.shape, dtype=A.dtype, psd=True)
     # 1 is the bound, since A is nowhere below P
@@ -305,7 +305,7 @@ def inverse_trace(
     0.75
     """
     require_symmetric(A)
-    return _estimate(A, _probes(key, A, probes), "inverse", _bound(A, lower), depth)
+    return _estimate(A, random_signs(key, A, probes), "inverse", _bound(A, lower), depth)
 
 
 def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0) -> TraceEstimate:
@@ -337,7 +337,7 @@ def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0)
 
     Notes
     -----
-    One product with a block (n, probes), and the rows.
+    One product with a block (n, probes), and the rows. Runs under `jit`.
 
     References
     ----------
@@ -353,7 +353,7 @@ def trace(key: jax.Array, A: KernelOperator, *, probes: int = 32, rank: int = 0)
     require_symmetric(A)
     checks.whole("rank", rank, least=0)
     rows, signs = jax.random.split(key)
-    v = _probes(signs, A, probes).T
+    v = random_signs(signs, A, probes).T
     values = jnp.sum(v * (A @ v), axis=0)
     if rank:
         F = nystrom(rows, A - A.shift + 1.0, rank=rank).factor  # of the base: the shift is free
