@@ -144,6 +144,8 @@ def measure(name: str, config: Config, pythons: dict[str, str], folder: Path) ->
                 continue
             entry = found[side] = stack.enter_context(started(pythons[module], module))
             task = {"case": name, "data": str(data), "damping": config.damping, **own}
+            if config.quick and task.get("chunk"):
+                task["chunk"] = 12  # of 24 samples
             files = {kind: str(folder / f"{i}-{kind}.npy") for kind in AGREED}
             answer = entry.ask({**task, **files, "limit": config.limit})
             entry.first = answer.get("first", math.nan)
@@ -231,7 +233,7 @@ def main(config: Config) -> None:
         if unknown := set(given) - set(known):
             raise SystemExit(f"--{name} must be some of {', '.join(known)}, got {unknown}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(width=140)
+    console = Console(width=150)
     pythons = {"ours": sys.executable, "plain": sys.executable}
     if config.rivals is not None:
         pythons["netket_worker"] = str(environment.prepare(config.rivals))

@@ -1,5 +1,7 @@
 """lazyjax."""
 
+from typing import Any
+
 import jax
 
 import lazyjax
@@ -8,16 +10,12 @@ from benchmarks.vmc.worker import Step, serve
 
 
 def make(case: Case, task: dict) -> Step:
+    options: dict[str, Any] = {} if case.system is None else {"complex": case.system}
+
     @jax.jit
     def step(params, x, energies):
         return lazyjax.natural_gradient(
-            case.f,
-            params,
-            x,
-            energies,
-            damping=task["damping"],
-            center=True,
-            **({} if case.system is None else {"complex": case.system}),
+            case.f, params, x, energies, damping=task["damping"], center=True, **options
         )
 
     return step
