@@ -12,9 +12,9 @@ from lazyjax.types import Params, PyTree, Weights, Wrt
 from lazyjax.widening import widened
 
 
-def require_real(name: str, tree: PyTree) -> list[bool]:
-    """Tell which leaves are real floats; refuse complex ones."""
-    real = []
+def of_floats(name: str, tree: PyTree) -> list[bool]:
+    """Tell which leaves hold floats, complex ones included; refuse what is no array."""
+    floats = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
             raise TypeError(
@@ -22,14 +22,8 @@ def require_real(name: str, tree: PyTree) -> list[bool]:
                 f"{type(leaf).__name__}. Keep what is no array in f, as in params, static = "
                 "eqx.partition(model, eqx.is_array) of Equinox."
             )
-        dtype = jnp.result_type(leaf)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(
-                f"`{name}`{jax.tree_util.keystr(path)} must be real, got {dtype}. "
-                "Split it into a real and an imaginary part inside f."
-            )
-        real.append(jnp.issubdtype(dtype, jnp.floating))
-    return real
+        floats.append(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+    return floats
 
 
 def path_of(path: Any) -> str:
@@ -55,20 +49,20 @@ def differentiated(params: Params, wrt: Wrt | None) -> tuple[bool, ...]:
     Raises
     ------
     TypeError
-        If a leaf is no array or complex, or the mask holds anything but bool.
+        If a leaf is no array, or the mask holds anything but bool.
     ValueError
         If nothing is left, or the mask does not fit.
     """
-    real = require_real("params", params)
+    floats = of_floats("params", params)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    if not any(real):
+    if not any(floats):
         raise ValueError(
             "`params` must hold at least one array of floats to differentiate by, got "
             f"{[str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(params)]}. "
             "Convert it: jnp.asarray(params, jnp.float32)."
         )
     if wrt is None:
-        return tuple(real)
+        return tuple(floats)
     is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(wrt))
     if callable(wrt) and (not is_tree or isinstance(wrt, Partial)):
         mask = [wrt(path_of(path)) for path in paths]
@@ -87,7 +81,7 @@ def differentiated(params: Params, wrt: Wrt | None) -> tuple[bool, ...]:
             raise TypeError(
                 f"`wrt` must say True or False of each leaf, got {value!r}. Use bool(...)."
             )
-    chosen = tuple(bool(m) and r for m, r in zip(mask, real, strict=True))
+    chosen = tuple(bool(m) and r for m, r in zip(mask, floats, strict=True))
     if not any(chosen):
         raise ValueError(
             "`wrt` must leave at least one leaf of floats to differentiate by, got none of "

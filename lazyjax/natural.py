@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from lazyjax import centering, checks
 from lazyjax.derivatives import jvp
+from lazyjax.holomorphy import is_complex
 from lazyjax.kernels import Request, check, kernels, matrix, only_output
 from lazyjax.leaves import split
 from lazyjax.meshes import in_any_program
@@ -30,6 +31,12 @@ class _Numbers(NamedTuple):
     momentum: ArrayLike | None
     previous: Params | None
     cutoff: ArrayLike | None
+
+
+def _pulled(outputs: Any, w: Any, rows: jax.Array) -> Any:
+    """Give J^H c, for J as `ntk` has it: by the parts of complex parameters, or by themselves."""
+    y, pullback = jax.vjp(outputs, w)
+    return jax.tree.map(jnp.conj, pullback(jnp.conj(rows).astype(y.dtype))[0])
 
 
 def _solved(theta: jax.Array, r: jax.Array, numbers: _Numbers) -> jax.Array:
@@ -59,15 +66,14 @@ def _step(request: Request, numbers: _Numbers) -> Params:
 
     def backwards(c: jax.Array) -> Any:
         rows = centering.back(c.reshape(request.n1, -1), weights, center=center)
-        return jax.vjp(outputs, w)[1](rows)[0]
+        return _pulled(outputs, w, rows)
 
     with request.options.in_force():
         right = forth(numbers.residual.reshape(request.n1, -1).astype(theta.dtype))
         before = None
         if numbers.momentum is not None:
-            before = optax.tree.scale(
-                numbers.momentum, split(numbers.previous, request.options.wrt)[0]
-            )
+            last = split(numbers.previous, request.options.wrt)[0]
+            before = [(numbers.momentum * a).astype(b.dtype) for a, b in zip(last, w, strict=True)]
             right = right - forth(jvp(outputs, w, before)[1])
         update = backwards(_solved(theta, right.reshape(-1), numbers))
         if before is not None:
@@ -102,6 +108,16 @@ def _check(damping: Any, cutoff: Any, momentum: Any, previous: Any) -> None:
         checks.not_negative("momentum", momentum)
 
 
+def _require_complex_leaves(request: Request) -> None:
+    leaves = zip(jax.tree.leaves(request.params), request.options.wrt, strict=True)
+    real = [jnp.result_type(leaf) for leaf, moves in leaves if moves and not is_complex(leaf)]
+    if real:
+        raise ValueError(
+            "`params` must be complex for complex='hermitian', which gives complex updates, got "
+            f"{real[0]}. Use complex='real', or leave real leaves out with `wrt`."
+        )
+
+
 @in_any_program()
 def natural_gradient(
     f: ModelFunction,
@@ -117,6 +133,7 @@ def natural_gradient(
     cutoff: ArrayLike | None = None,
     wrt: Wrt | None = None,
     precision: str = "highest",
+    complex: str | None = None,
 ) -> Params:
     """Compute a damped natural gradient by the kernel of the batch.
 
@@ -153,6 +170,10 @@ def natural_gradient(
         out; takes an eigendecomposition in the place of a Cholesky factorisation.
     wrt, precision
         As for `ntk`. What is not differentiated gets an update of 0.
+    complex : str, optional
+        As for `ntk`, for complex amplitudes. `"real"`: r and J in real and imaginary parts, a
+        system of twice the size, for any parameters. `"hermitian"`: B^H in the place of B^T, for
+        complex parameters in which f is holomorphic.
 
     Returns
     -------
@@ -164,7 +185,8 @@ def natural_gradient(
     TypeError
         As `ntk`, or if f has more than one output array or the residual holds no floats.
     ValueError
-        As `ntk`; if the residual has not the shape of f(params, x), the damping is not positive,
+        As `ntk`; if the residual has not the shape of f(params, x), parameters are real for
+        `"hermitian"`, the damping is not positive,
         `cutoff` or `momentum` is negative, or only one of `momentum` and `previous` is given.
 
     Notes
@@ -192,10 +214,24 @@ def natural_gradient(
     if weights is None:
         n = checks.batch("x", x)
         weights = jnp.full(n, 1 / n)
-    request = check(f, params, x, wrt=wrt, precision=precision, center=center, weights=weights)
+    request = check(
+        f,
+        params,
+        x,
+        wrt=wrt,
+        precision=precision,
+        center=center,
+        weights=weights,
+        complex=complex,
+    )
     out, dtype = only_output(request, "a natural gradient")
-    checks.floating("residual", residual)
     residual = jnp.asarray(residual)
+    if complex == "real" and (is_complex(residual) or residual.ndim == len(out)):
+        residual = jnp.stack([residual.real, residual.imag], -1)
+    if complex == "hermitian":
+        _require_complex_leaves(request)
+    else:
+        checks.floating("residual", residual)
     if residual.shape != (request.n1, *out):
         raise ValueError(
             f"`residual` must have the shape of f(params, x), {(request.n1, *out)}, got "
@@ -215,6 +251,7 @@ def scale_by_natural_gradient(
     cutoff: ArrayLike | None = None,
     wrt: Wrt | None = None,
     precision: str = "highest",
+    complex: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Give `natural_gradient` as a transformation of Optax.
 
@@ -223,7 +260,7 @@ def scale_by_natural_gradient(
 
     Parameters
     ----------
-    f, damping, center, momentum, cutoff, wrt, precision
+    f, damping, center, momentum, cutoff, wrt, precision, complex
         As in `natural_gradient`.
 
     Returns
@@ -280,6 +317,7 @@ def scale_by_natural_gradient(
             cutoff=cutoff,
             wrt=wrt,
             precision=precision,
+            complex=complex,
         )
         return delta, state if momentum is None else delta
 

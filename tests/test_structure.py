@@ -15,6 +15,7 @@ GROUPS = (
     ("equations", "meshes", "memory", "widening"),
     ("checks", "derivatives", "checkpoints", "archives", "norms", "costs", "convolutions"),
     ("patterns", "traces", "leaves", "blocks", "laws", "centering"),
+    ("holomorphy",),
     ("data", "models", "tangent", "spectrum", "factors", "independence"),
     ("kernels", "loop"),
     ("stages",),

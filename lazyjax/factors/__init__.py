@@ -7,6 +7,7 @@ or their product, the Jacobian, are computed as a plan says (`planning`).
 
 from lazyjax.factors.model import (
     Model,
+    dtype_of,
     jacobian,
     model_of,
     output_shapes,
@@ -39,6 +40,7 @@ __all__ = [
     "Shape",
     "Treatment",
     "bias_jacobian",
+    "dtype_of",
     "features",
     "jacobian",
     "jacobian_of",

@@ -12,7 +12,8 @@ from jax.tree_util import Partial
 from lazyjax.convolutions import one_by_one
 from lazyjax.derivatives import jvp
 from lazyjax.equations import Jaxpr
-from lazyjax.leaves import require_real, split
+from lazyjax.holomorphy import is_complex
+from lazyjax.leaves import of_floats, split
 from lazyjax.meshes import directions
 from lazyjax.types import Params, PyTree, Weights
 from lazyjax.widening import widened
@@ -28,13 +29,39 @@ class Model(NamedTuple):
     reverse: bool  # whether reverse mode works
     jaxpr: Jaxpr  # of the function; its inputs are the leaves of w and x
 
+    @property
+    def dtype(self) -> np.dtype:
+        """That of derivatives: complex where a leaf or the outputs are."""
+        return dtype_of(self.jaxpr, self.w)
+
+
+def dtype_of(jaxpr: Jaxpr, w: Weights) -> np.dtype:
+    """Give the dtype of derivatives."""
+    complex_ones = (leaf.dtype for leaf in w if is_complex(leaf))
+    return np.result_type(jaxpr.out_avals[0].dtype, *complex_ones)
+
+
+def by_directions(pullback: Callable[[jax.Array], Any], y: jax.Array) -> Any:
+    """Pull each direction of the outputs (C,) back: the derivatives by what was differentiated.
+
+    Of complex y by complex w the derivative dy / dw of a holomorphic function; by real w, of which
+    a pullback gives the real part alone, that of Re y and i times that of Im y. Of real y by
+    complex w dy / dRe w - i dy / dIm w.
+    """
+    each = jax.vmap(pullback)
+    derivative = each(directions(y))
+    if not is_complex(y):
+        return derivative
+    turned = each(-1j * directions(y))
+    return jax.tree.map(lambda a, b: a if is_complex(a) else a + 1j * b, derivative, turned)
+
 
 def _by_rows(model: Model, x: PyTree) -> Weights:
     examples = one_by_one(model.jaxpr.jaxpr)
 
     def rows(x: PyTree) -> Weights:
         y, pullback = jax.vjp(examples.model(lambda w: model.function(w, x)), model.w)
-        return jax.vmap(lambda cotangent: pullback(cotangent)[0])(directions(y))
+        return by_directions(lambda cotangent: pullback(cotangent)[0], y)
 
     return [j.reshape(*j.shape[:2], -1) for j in examples.each(rows, x)]
 
@@ -46,10 +73,17 @@ def _by_columns(model: Model, x: PyTree) -> Weights:
     def columns(leaf: int) -> jax.Array:
         size, shape = model.w[leaf].size, model.w[leaf].shape
 
-        def column(p: jax.Array) -> jax.Array:
+        def along(p: jax.Array, unit: complex) -> jax.Array:
             direction = [jnp.zeros_like(w) for w in model.w]
-            direction[leaf] = jax.nn.one_hot(p, size, dtype=direction[leaf].dtype).reshape(shape)
+            own = unit * jax.nn.one_hot(p, size, dtype=direction[leaf].dtype)
+            direction[leaf] = own.reshape(shape)
             return jvp(outputs, model.w, direction)[1]
+
+        def column(p: jax.Array) -> jax.Array:
+            derivative = along(p, 1)
+            if is_complex(derivative) or not is_complex(model.w[leaf]):
+                return derivative
+            return derivative - 1j * along(p, 1j)
 
         every = jax.lax.map(column, jnp.arange(size), batch_size=min(size, _COLUMNS_AT_ONCE))
         return jnp.moveaxis(every, 0, -1)
@@ -104,7 +138,7 @@ def output_shapes(f: Partial, params: Params, x: PyTree) -> Any:
             f"shapes {[np.shape(leaf)[1:] for leaf in jax.tree.leaves(x)]}. Pass parameters and "
             f"inputs of the same model. It said: {error}"
         ) from error
-    if not all(require_real("f(params, x)", out)):
+    if not all(of_floats("f(params, x)", out)):
         raise TypeError(
             "`f` must return floats, got "
             f"{[str(leaf.dtype) for leaf in jax.tree.leaves(out)]}. Return y before it is rounded."

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lazyjax.convolutions import one_by_one
 from lazyjax.equations import Jaxpr
+from lazyjax.factors.model import by_directions, dtype_of
 from lazyjax.factors.pair import (
     Factors,
     Shape,
@@ -23,7 +24,7 @@ from lazyjax.factors.pair import (
     side_by_side,
 )
 from lazyjax.factors.walk import Part, Structure, find, run, split_bias, zeros
-from lazyjax.meshes import alike, directions
+from lazyjax.meshes import alike
 from lazyjax.types import PyTree
 
 _SMALL = 4096  # numbers of a leaf, up to which Jacobians are joined to one
@@ -133,7 +134,7 @@ def features(plan: Plan, w: Any, x: PyTree) -> Features:
     dict
     """
     structure, jaxpr = plan.structure, plan.jaxpr
-    dtype = jaxpr.out_avals[0].dtype
+    dtype = dtype_of(jaxpr, w)
     examples = one_by_one(jaxpr.jaxpr)
 
     def of_one(x: PyTree) -> Features:
@@ -149,7 +150,7 @@ def features(plan: Plan, w: Any, x: PyTree) -> Features:
         y, pullback, kept = jax.vjp(
             examples.model(model), added, [w[i] for i in plan.plain], has_aux=True
         )
-        d, plain = jax.vmap(pullback)(directions(y))
+        d, plain = by_directions(pullback, y)
         rest = {
             leaf: [j.astype(dtype).reshape(y.size, -1)]
             for leaf, j in zip(plan.plain, plain, strict=True)

@@ -171,7 +171,7 @@ LAYOUT: dict[str, Callable[[View, Any, tuple[int, ...]], View | None]] = {
 def _constant(atom: Any) -> float | None:
     """Give the value of a literal number."""
     if isinstance(atom, core.Literal) and np.ndim(atom.val) == 0:
-        return float(atom.val)
+        return None if np.imag(atom.val) else float(np.real(atom.val))
     return None
 
 

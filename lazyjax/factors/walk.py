@@ -27,6 +27,7 @@ from lazyjax.factors.views import (
     in_order,
     of_leaf,
 )
+from lazyjax.holomorphy import is_complex
 
 Place = tuple[int, ...]
 """Numbers of an equation and of those around it, outermost first."""
@@ -133,6 +134,10 @@ def _walk(jaxpr: Jaxpr, views: list[View | None], walk: _Walk, here: Place) -> l
                 walk.biases[other] = view
                 continue
             use = RULES[name].use(equation, operand, view) if name in RULES else None
+            if is_complex(equation.outvars[0].aval.dtype) != is_complex(
+                equation.invars[operand].aval.dtype
+            ):  # a real leaf in a complex product: its derivative is the real part of one
+                use = None
             if use is None:
                 walk.plain.setdefault(view.leaf, name)
             else:

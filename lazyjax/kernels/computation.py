@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from lazyjax import centering
 from lazyjax.factors import Model, model_of
+from lazyjax.holomorphy import is_complex
 from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
 from lazyjax.kernels.request import Request
 from lazyjax.kernels.task import COPIES, WHOLE, Task
-from lazyjax.kernels.tiles import assemble, choose_blocks, passes
+from lazyjax.kernels.tiles import assemble, choose_blocks, mirrored, passes
 from lazyjax.types import PyTree
 
 
@@ -58,6 +59,10 @@ def jobs(request: Request) -> list[Job]:
 def name_of(job: Job, x1: PyTree, method: str) -> str:
     """Give the row of `METHODS` that a method stands for."""
     name = cheapest(job.model, x1, job.task) if method == "auto" else method
+    if METHODS[name].real_only and is_complex(job.shape.dtype):
+        raise ValueError(
+            f"`method` must not be {name} for complex='hermitian'. Use 'auto', or complex='real'."
+        )
     if METHODS[name].needs_reverse and not job.model.reverse:
         raise ValueError(
             f"`method` must not be {name} for a model that has forward mode only (a while loop). "
@@ -76,10 +81,18 @@ def finished(engine: Engine, k: int) -> Engine:
 
     def finish(contract: Callable[[Any, Any], Kernels]) -> Callable[[Any, Any], Kernels]:
         def with_examples_first(f1: PyTree, f2: PyTree) -> Kernels:
-            return {
+            other = f2
+            if engine.conjugated:
+                other = jax.tree.map(jnp.conj, f1 if f2 is None else f2)
+            kernels = {
                 i: tile / k if tile.ndim == 2 else jnp.moveaxis(tile, 2, 1)
-                for i, tile in contract(f1, f2).items()
+                for i, tile in contract(f1, other).items()
             }
+            if engine.real:
+                kernels = jax.tree.map(jnp.real, kernels)
+            if f2 is None and engine.conjugated:
+                kernels = jax.tree.map(lambda a: (a + mirrored(a)) / 2, kernels)
+            return kernels
 
         return with_examples_first
 

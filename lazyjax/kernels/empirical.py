@@ -30,6 +30,7 @@ def ntk(
     precision: str = "highest",
     center: bool = False,
     weights: Any = None,
+    complex: str | None = None,
 ) -> Any:
     """Compute the empirical neural tangent kernel.
 
@@ -83,6 +84,12 @@ def ntk(
         0 or more: the kernel of diag(sqrt(w)) J, or of diag(sqrt(w)) (J - mean J). Weights 1/N
         with `center` give (J - mean J) (J - mean J)^T / N, whose eigenvalues are those of the
         covariance of the derivatives.
+    complex : str, optional
+        What is meant where parameters or outputs are complex; without it they are refused.
+        `"real"`: the kernel of Re f and Im f by the real and imaginary parts of the parameters, of
+        shape (N1, N2, *out, 2, *out, 2); real outputs have no axis of two. In all other arguments
+        the two count as outputs. `"hermitian"`: J J^H, complex, of J = df / dparams, for f that is
+        holomorphic in those of its parameters that are complex.
 
     Returns
     -------
@@ -151,6 +158,7 @@ def ntk(
         precision=precision,
         center=center,
         weights=weights,
+        complex=complex,
     )
     if memory is not None:
         request = within_budget(request, memory)

@@ -17,6 +17,7 @@ from lazyjax.convolutions import one_by_one
 from lazyjax.costs import ALIVE, operations, rates, results
 from lazyjax.derivatives import linearization
 from lazyjax.factors import Model, Shape, Treatment, jacobian
+from lazyjax.holomorphy import is_complex
 from lazyjax.kernels import structured
 from lazyjax.kernels.orders import (
     ORDERS,
@@ -49,6 +50,15 @@ class Engine(NamedTuple):
     weights: float  # bytes of all weights
     tiles: dict[str, float]  # numbers that a tile of a group holds for a pair of examples
     orders: tuple[tuple[int, str], ...] = ()  # leaf and order of each part
+    conjugated: bool = False  # features are complex, and those of x2 enter as their conjugates
+    real: bool = False  # of complex products the real part is the kernel
+
+
+def _for_complex(engine: Engine, model: Model) -> Engine:
+    """Say what becomes of complex features: J J^H, or its real part where outputs are real."""
+    conjugated = is_complex(model.dtype)
+    real = conjugated and not is_complex(model.jaxpr.out_avals[0].dtype)
+    return engine._replace(conjugated=conjugated, real=real)
 
 
 class Method(NamedTuple):
@@ -56,6 +66,7 @@ class Method(NamedTuple):
 
     engine: Callable[[Model, Any, Task], Engine]
     needs_reverse: bool
+    real_only: bool = False  # it knows no complex outputs
     label: str | None = None  # what becomes of a leaf; None: as the order of each part says
 
 
@@ -63,7 +74,7 @@ class Method(NamedTuple):
 
 
 def _contraction(model: Model, x: PyTree, task: Task) -> Engine:
-    dtype, rate = model.jaxpr.out_avals[0].dtype, rates()
+    dtype, rate = model.dtype, rates()
     forward, made = operations(model.jaxpr.jaxpr), results(model.jaxpr.jaxpr)
     parameters = sum(w.size for w in model.w)
 
@@ -85,7 +96,7 @@ def _contraction(model: Model, x: PyTree, task: Task) -> Engine:
     featured = task.examples * (1 + 2 * task.outputs) * forward
     contracted = task.tiles * task.pairs * parameters
     kept = task.outputs * parameters * dtype.itemsize
-    return Engine(
+    engine = Engine(
         features,
         {"jacobian": contract},
         seconds=2 * featured / rate.small
@@ -96,6 +107,7 @@ def _contraction(model: Model, x: PyTree, task: Task) -> Engine:
         weights=parameters * dtype.itemsize,
         tiles={"jacobian": task.pairs if task.reduce in ("none", "diagonal") else 1},
     )
+    return _for_complex(engine, model)
 
 
 # --- NTK-vector products -----------------------------------------------------------------------
@@ -127,7 +139,8 @@ def _products(model: Model, x: PyTree, task: Task) -> Engine:
         def against(x: PyTree) -> jax.Array:  # one example of x2
             y, pullback = jax.vjp(lambda w: function(w, x), start)
             # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
-            rows = jax.lax.optimization_barrier(jax.vmap(lambda u: pullback(u)[0])(directions(y)))
+            rows = jax.vmap(lambda u: jax.tree.map(jnp.conj, pullback(u)[0]))(directions(y))
+            rows = jax.lax.optimization_barrier(rows)
             products = examples.each(partial(scaled, product), rows)  # (C, B1, C)
             return jnp.einsum(_FROM_PRODUCTS[task.reduce], products)
 
@@ -166,7 +179,7 @@ def _products(model: Model, x: PyTree, task: Task) -> Engine:
 
 def _structured(model: Model, x: PyTree, task: Task, order: str | None = None) -> Engine:
     """Choose an order for each part, or take the given one where it admits the part."""
-    itemsize = model.jaxpr.out_avals[0].dtype.itemsize
+    itemsize = model.dtype.itemsize
     settled = iter(task.orders)
 
     def choose(shape: Shape) -> Treatment:
@@ -181,7 +194,7 @@ def _structured(model: Model, x: PyTree, task: Task, order: str | None = None) -
     def contract(order: str) -> Callable[[Any, Any], Kernels]:
         return lambda f1, f2: structured.contract(plan, order, f1, f2, task.reduce)
 
-    return Engine(
+    engine = Engine(
         partial(factors.features, plan, model.w),
         {order: contract(order) for order in work.tiles},
         seconds=work.seconds,
@@ -194,12 +207,13 @@ def _structured(model: Model, x: PyTree, task: Task, order: str | None = None) -
             for part, kept in zip(plan.parts, plan.treatments, strict=True)
         ),
     )
+    return _for_complex(engine, model)
 
 
 METHODS = {
     "structured_derivatives": Method(_structured, True),
-    "jacobian_contraction": Method(_contraction, False, "plain Jacobian"),
-    "ntk_vector_products": Method(_products, True, "products, example by example"),
+    "jacobian_contraction": Method(_contraction, False, label="plain Jacobian"),
+    "ntk_vector_products": Method(_products, True, True, "products, example by example"),
 }
 """The methods, as Novak, Sohl-Dickstein, Schoenholz 2022 name them.
 
@@ -212,7 +226,13 @@ time: N^2 C (forward) operations, and memory for C P numbers and C evaluations o
 """
 
 
+def admits(method: Method, model: Model) -> bool:
+    """Tell whether a method can take a model."""
+    hermitian = is_complex(model.jaxpr.out_avals[0].dtype)
+    return (model.reverse or not method.needs_reverse) and not (hermitian and method.real_only)
+
+
 def cheapest(model: Model, x: PyTree, task: Task) -> str:
     """Name the method that takes the least time among those that the model admits."""
-    allowed = [name for name, m in METHODS.items() if model.reverse or not m.needs_reverse]
+    allowed = [name for name, m in METHODS.items() if admits(m, model)]
     return min(allowed, key=lambda name: METHODS[name].engine(model, x, task).seconds)

@@ -14,6 +14,7 @@ from lazyjax import checks
 from lazyjax.centering import pair_of_weights
 from lazyjax.costs import Rates, rates, using
 from lazyjax.factors import output_shapes
+from lazyjax.holomorphy import check_convention, check_holomorphic, in_parts
 from lazyjax.independence import check_examples
 from lazyjax.kernels.methods import METHODS
 from lazyjax.kernels.task import REDUCTIONS
@@ -174,6 +175,7 @@ def check(
     batch_size: int | tuple[int, int] | None = None,
     center: bool = False,
     weights: Any = None,
+    complex: str | None = None,
 ) -> Request:
     """Check the arguments of `ntk`, before any work."""
     f = checks.model_function(f)
@@ -191,11 +193,16 @@ def check(
     batch_size = check_batch_size(batch_size)
     options = Options(reduce, method, mask, per_leaf, batch_size, precision, rates(), center)
     f = as_it_is(f, params, one_example(x1))
+    check_convention(complex, params, mask, output_shapes(f, params, x1))
+    if complex == "real":
+        f = in_parts(f)
+    elif complex == "hermitian":
+        check_holomorphic(f, params, one_example(x1), mask)
     out, tree = jax.tree.flatten(output_shapes(f, params, x1))
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in out)
     index = chosen_outputs(outputs, shapes)
     alone = checks.batch("x1", x1) == 1 and x2 is not None
-    check_examples(f, params, x2 if alone else x1)
+    check_examples(in_parts(f) if complex else f, params, x2 if alone else x1)
     return Request(f, params, x1, x2, index, own, options, tree, shapes)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lazyjax.costs import ALIVE, operations, rates, results
-from lazyjax.factors import JACOBIAN, Plan, leaf_of
+from lazyjax.factors import JACOBIAN, Plan, dtype_of, leaf_of
 from lazyjax.kernels.orders import ORDERS, Triangle, seconds, summed
 from lazyjax.kernels.task import WHOLE, Task
 from lazyjax.types import PyTree
@@ -58,7 +58,7 @@ class PlanCost(NamedTuple):
 
 def cost(plan: Plan, w: Any, task: Task) -> PlanCost:
     """Count what a plan costs."""
-    jaxpr, itemsize = plan.jaxpr.jaxpr, plan.jaxpr.out_avals[0].dtype.itemsize
+    jaxpr, itemsize = plan.jaxpr.jaxpr, dtype_of(plan.jaxpr, w).itemsize
     rate = rates()
     forward = (1 + task.outputs) * operations(jaxpr)
     made = (1 + task.outputs) * results(jaxpr)

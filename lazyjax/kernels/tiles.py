@@ -30,9 +30,9 @@ class Blocks(NamedTuple):
     kept: bool = True  # features are kept for all tiles; otherwise those of x2 are made for each
 
 
-def _mirrored(tile: jax.Array) -> jax.Array:
-    """Swap the two examples, and the two outputs where a tile has them."""
-    tile = jnp.swapaxes(tile, 0, 1)
+def mirrored(tile: jax.Array) -> jax.Array:
+    """Swap the two examples, and the two outputs of a tile; conjugate what is complex."""
+    tile = jnp.conj(jnp.swapaxes(tile, 0, 1))
     return jnp.swapaxes(tile, 2, 3) if tile.ndim == 4 else tile
 
 
@@ -106,7 +106,7 @@ def tiled(
         tile = contract(f1, block(other, start2, columns))
         kernel = put(kernel, tile, start1, start2)
         if symmetric:
-            kernel = put(kernel, jax.tree.map(_mirrored, tile), start2, start1)
+            kernel = put(kernel, jax.tree.map(mirrored, tile), start2, start1)
         return (kernel, held), None
 
     def diagonal(kernel: Any, start: Any) -> tuple[Any, None]:
