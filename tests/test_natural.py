@@ -8,29 +8,24 @@ import pytest
 
 import lazyjax
 
-KEYS = jax.random.split(jax.random.key(0), 8)
-X = jax.random.normal(KEYS[0], (7, 3))
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(7, 3)))
 WEIGHTS = jnp.arange(1.0, 8.0) / 9
 
 
 def net(p, x):
-    hidden = jnp.tanh(jnp.tanh(x @ p["a"] + p["b"]) @ p["c"])
+    hidden = jnp.tanh(jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"])
     return hidden @ p["d"]
 
 
-PARAMS = {
-    name: jax.random.normal(key, shape)
-    for name, key, shape in zip("abcd", KEYS[1:5], [(3, 6), (6,), (6, 5), (5, 2)], strict=True)
-}
-RESIDUAL = jax.random.normal(KEYS[5], (7, 2))
+def complex_ones(*shape):
+    return jnp.asarray(RNG.normal(size=shape) + 1j * RNG.normal(size=shape))
 
 
-def complex_ones(key, shape):
-    one, other = jax.random.normal(key, (2, *shape))
-    return one + 1j * other
-
-
-COMPLEX = {name: 0.5 * complex_ones(KEYS[6], np.shape(w)) for name, w in PARAMS.items()}
+SHAPES = {"a": (3, 6), "b": (6,), "c": (6, 5), "d": (5, 2)}
+PARAMS = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in SHAPES.items()}
+COMPLEX = {name: 0.5 * complex_ones(*shape) for name, shape in SHAPES.items()}
+RESIDUAL = jnp.asarray(RNG.normal(size=(7, 2)))
 
 
 def flat(tree):
@@ -112,7 +107,7 @@ def test_complex_outputs_of_real_parameters_are_two_real_ones():
 def test_complex_parameters_have_a_hermitian_form():
     y = jax.jacobian(lambda p: net(p, X), holomorphic=True)(COMPLEX)
     J = np.concatenate([np.asarray(j).reshape(14, -1) for j in jax.tree.leaves(y)], 1)
-    residual = complex_ones(KEYS[7], (7, 2))
+    residual = complex_ones(7, 2)
     B, r = system(J, residual, np.ones(7) / 7, True)
     previous = jax.tree.map(lambda w: 0.1 * w, COMPLEX)
     for mu, last in ((0.0, None), (0.8, previous)):
@@ -128,7 +123,7 @@ def test_complex_parameters_have_a_hermitian_form():
 
 def test_complex_parameters_may_be_two_real_ones():
     """The real form of complex parameters is that of their parts."""
-    residual = complex_ones(KEYS[7], (7, 2))
+    residual = complex_ones(7, 2)
     found = lazyjax.natural_gradient(net, COMPLEX, X, residual, damping=0.1, complex="real")
     apart = jax.tree.map(lambda w: (w.real, w.imag), COMPLEX)
 
