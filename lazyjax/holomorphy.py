@@ -13,7 +13,8 @@ from lazyjax.types import Params, PyTree
 CONVENTIONS = ("real", "hermitian")
 """What becomes of complex numbers: the kernel of real and imaginary parts, or J J^H."""
 
-_SPLITTING = ("real", "imag", "conj", "abs")  # what no holomorphic function does to a variable
+_SPLITTING = ("real", "imag", "conj", "abs", "complex")
+"""What no derivative of a holomorphic function does, nor its transpose."""
 
 
 def is_complex(leaf: Any) -> bool:
@@ -107,7 +108,8 @@ def check_holomorphic(f: Partial, params: Params, x: PyTree, wrt: tuple[bool, ..
         return
     for equation in equations(_linear(f, params, x, mine)):
         name = equation.primitive.name
-        if name in _SPLITTING and is_complex(equation.invars[0].aval.dtype):
+        dtypes = [v.aval.dtype for v in (*equation.invars, *equation.outvars)]
+        if name in _SPLITTING and any(map(is_complex, dtypes)):
             raise ValueError(
                 "`f` must be holomorphic in its complex parameters for complex='hermitian', but "
                 f"its derivative takes complex numbers apart ({name}). Use complex='real'."

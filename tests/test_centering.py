@@ -1,0 +1,75 @@
+"""Kernels, operators and sketches of centred and weighted derivatives, against dense Jacobians."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lazyjax
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    name: jnp.asarray(RNG.normal(size=shape))
+    for name, shape in {"a": (3, 7), "b": (7,), "c": (7, 5), "d": (5, 2)}.items()
+}
+X, OTHER = jnp.asarray(RNG.normal(size=(6, 3))), jnp.asarray(RNG.normal(size=(4, 3)))
+WEIGHTS, OTHERS = jnp.arange(6.0) / 3, jnp.asarray([1.0, 2.0, 3.0, 0.5])
+CASES = [(False, False), (False, True), (True, False), (True, True)]
+
+
+def net(p, x):
+    return jnp.tanh(jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"]) @ p["d"]
+
+
+def jacobian(x, weights, center):
+    """Give C J, (N, K, P)."""
+    leaves = jax.tree.leaves(jax.jacobian(lambda p: net(p, x))(PARAMS))
+    J = np.concatenate([np.asarray(j).reshape(len(x), 2, -1) for j in leaves], -1)
+    if center:
+        J = J - np.average(J, axis=0, weights=weights)
+    return J if weights is None else np.sqrt(weights)[:, None, None] * J
+
+
+def reduced(one, other, reduce):
+    full = np.einsum("nkp,mlp->nmkl", one, other)
+    return {
+        "none": full,
+        "diagonal": np.einsum("nmkk->nmk", full),
+        "trace": np.einsum("nmkk->nm", full) / 2,
+        "sum": np.einsum("nmkl->nm", full) / 2,
+    }[reduce]
+
+
+@pytest.mark.parametrize(("center", "weighted"), CASES)
+@pytest.mark.parametrize("reduce", ["none", "diagonal", "trace", "sum"])
+def test_the_kernel_is_that_of_the_sampled_derivatives(center, weighted, reduce):
+    weights, others = (WEIGHTS, OTHERS) if weighted else (None, None)
+    one, other = jacobian(X, weights, center), jacobian(OTHER, others, center)
+    found = lazyjax.ntk(net, PARAMS, X, reduce=reduce, center=center, weights=weights)
+    expected = reduced(one, one, reduce)
+    assert found.shape == expected.shape
+    scale = np.max(np.abs(reduced(jacobian(X, None, False), jacobian(X, None, False), reduce)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * scale)
+    square = lazyjax.matrix(found) if reduce == "none" else jnp.moveaxis(found, (0, 1), (-2, -1))
+    np.testing.assert_array_equal(square, jnp.swapaxes(square, -1, -2))
+    pair = (weights, others) if weighted else None
+    found = lazyjax.ntk(net, PARAMS, X, OTHER, reduce=reduce, center=center, weights=pair)
+    np.testing.assert_allclose(found, reduced(one, other, reduce), rtol=0, atol=1e-12 * scale)
+
+
+def test_leaves_add_up():
+    own = lazyjax.ntk(net, PARAMS, X, center=True, weights=WEIGHTS, per_leaf=True)
+    whole = lazyjax.ntk(net, PARAMS, X, center=True, weights=WEIGHTS)
+    np.testing.assert_allclose(sum(own.values()), whole, rtol=0, atol=1e-12 * np.max(whole))
+
+
+def test_one_weight_of_a_pair_may_be_left_out():
+    found = lazyjax.ntk(net, PARAMS, X, OTHER, center=True, weights=(None, OTHERS))
+    expected = reduced(jacobian(X, None, True), jacobian(OTHER, OTHERS, True), "none")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.max(expected))
+
+
+def test_weights_may_be_traced():
+    found = jax.jit(lambda w: lazyjax.ntk(net, PARAMS, X, center=True, weights=w))(WEIGHTS)
+    expected = reduced(*[jacobian(X, WEIGHTS, True)] * 2, "none")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.max(expected))
