@@ -209,7 +209,16 @@ def test_it_runs_under_jit():
 
 
 @pytest.mark.parametrize(
-    "f", [not_holomorphic, lambda p, x: holomorphic(p, x) * jnp.abs(p["b"]).sum()]
+    "f",
+    [
+        not_holomorphic,
+        lambda p, x: holomorphic(p, x) * jnp.abs(p["b"]).sum(),
+        lambda p, x: holomorphic(p, x) * p["b"].imag.sum(),
+        lambda p, x: holomorphic(p, x) * jnp.exp(p["b"].real).sum(),
+        lambda p, x: holomorphic(p, x) + jnp.angle(p["c"]).sum(),
+        lambda p, x: jnp.where(x[:, :1] > 0, holomorphic(p, x), jnp.conj(holomorphic(p, x))),
+        lambda p, x: jax.lax.map(lambda y: jax.lax.complex(y.real, 2 * y.imag), holomorphic(p, x)),
+    ],
 )
 def test_a_model_that_is_not_holomorphic_is_refused(f):
     with pytest.raises(ValueError, match="`f` must be holomorphic in its complex parameters"):
