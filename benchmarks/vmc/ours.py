@@ -1,7 +1,5 @@
 """lazyjax."""
 
-from typing import Any
-
 import jax
 
 import lazyjax
@@ -10,12 +8,16 @@ from benchmarks.vmc.worker import Step, serve
 
 
 def make(case: Case, task: dict) -> Step:
-    options: dict[str, Any] = {} if case.system is None else {"complex": case.system}
-
     @jax.jit
     def step(params, x, energies):
         return lazyjax.natural_gradient(
-            case.f, params, x, energies, damping=task["damping"], center=True, **options
+            case.f,
+            params,
+            x,
+            energies,
+            damping=task["damping"],
+            center=True,
+            complex=case.system,
         )
 
     return step
