@@ -12,7 +12,7 @@ from lazyjax.comparison import (
 from lazyjax.curvature import sharpness
 from lazyjax.data import TARGETS, excess_risk, expected_test_error, make_dataset
 from lazyjax.dynamics import Dynamics, gradient_descent, gradient_flow
-from lazyjax.kernels import Estimate, estimate, explain, matrix, ntk
+from lazyjax.kernels import Estimate, estimate, explain, matrix, ntk, ntk_diagonal
 from lazyjax.metrics import (
     Kappa,
     kappa,
@@ -39,6 +39,7 @@ from lazyjax.natural import natural_gradient, scale_by_natural_gradient
 from lazyjax.operators import KernelOperator, as_operator, ntk_operator
 from lazyjax.patterns import relu_inputs
 from lazyjax.regression import kernel_regression, tangent_parameters
+from lazyjax.selection import Selection, select
 from lazyjax.sketches import sketch
 from lazyjax.spectrum import (
     critical_learning_rate,
@@ -68,6 +69,7 @@ __all__ = [
     "KernelOperator",
     "ModelFunction",
     "Params",
+    "Selection",
     "Sinusoidal",
     "StoredKernel",
     "Thresholds",
@@ -104,6 +106,7 @@ __all__ = [
     "matrix",
     "natural_gradient",
     "ntk",
+    "ntk_diagonal",
     "ntk_operator",
     "numerical_rank",
     "open_kernel",
@@ -118,6 +121,7 @@ __all__ = [
     "scale",
     "scale_by_natural_gradient",
     "scale_loss",
+    "select",
     "shallow_mlp",
     "sharpness",
     "sinusoidal_features",

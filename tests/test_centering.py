@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lazyjax
+from lazyjax.operators import centered
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -73,3 +74,62 @@ def test_weights_may_be_traced():
     found = jax.jit(lambda w: lazyjax.ntk(net, PARAMS, X, center=True, weights=w))(WEIGHTS)
     expected = reduced(*[jacobian(X, WEIGHTS, True)] * 2, "none")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.max(expected))
+
+
+@pytest.mark.parametrize(("center", "weighted"), CASES)
+@pytest.mark.parametrize("reduce", ["none", "trace", "sum"])
+def test_an_operator_multiplies_as_its_kernel(center, weighted, reduce):
+    weights, pair = (WEIGHTS, (WEIGHTS, OTHERS)) if weighted else (None, None)
+    for x2, own in ((None, weights), (OTHER, pair)):
+        options = {"reduce": reduce, "center": center, "weights": own}
+        dense = lazyjax.matrix(lazyjax.ntk(net, PARAMS, X, x2, **options))
+        A = lazyjax.ntk_operator(net, PARAMS, X, x2, **options)
+        v, u = (jnp.cos(jnp.arange(size * 2.0)).reshape(size, 2) for size in A.shape[::-1])
+        np.testing.assert_allclose(A @ v, dense @ v, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(A.T @ u, dense.T @ u, rtol=0, atol=1e-11)
+        k = A.outputs
+        rows = np.asarray(A.rows_of(jnp.array([2, 0])))
+        chosen = [2 * k + i for i in range(k)] + list(range(k))
+        np.testing.assert_allclose(rows, dense[np.array(chosen)], rtol=0, atol=1e-11)
+        if x2 is None:
+            shifted = lazyjax.ntk_operator(net, PARAMS, X, ridge=0.5, **options)
+            np.testing.assert_allclose(shifted.diagonal(), np.diag(dense) + 0.5, rtol=0, atol=1e-11)
+            assert A.psd
+
+
+def test_a_kernel_in_memory_is_centered_as_an_operator():
+    theta = lazyjax.ntk(net, PARAMS, X)
+    A = centered(lazyjax.as_operator(theta), weights=WEIGHTS)
+    dense = lazyjax.matrix(lazyjax.ntk(net, PARAMS, X, center=True, weights=WEIGHTS))
+    np.testing.assert_allclose(A @ jnp.eye(12), dense, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda A: centered(A + 1.0), ValueError, "`A` must have no shift"),
+        (lambda A: centered(jnp.eye(2)), TypeError, "`A` must be a KernelOperator"),
+        (lambda A: centered(A, weights=jnp.ones(3)), ValueError, "`weights` must have shape"),
+        (lambda A: centered(A, center=1), TypeError, "`center` must be True or False"),
+        (
+            lambda A: lazyjax.ntk_operator(net, PARAMS, X, weights=-WEIGHTS),
+            ValueError,
+            "`weights` must be 0 or more",
+        ),
+    ],
+)
+def test_bad_input_of_operators_is_refused(make, kind, text):
+    with pytest.raises(kind, match=text):
+        make(lazyjax.as_operator(jnp.eye(4)))
+
+
+@pytest.mark.parametrize("reduce", ["none", "diagonal", "trace", "sum"])
+def test_the_diagonal_is_that_of_the_kernel(reduce):
+    whole = lazyjax.ntk(net, PARAMS, X, reduce=reduce, per_leaf=True)
+    found = lazyjax.ntk_diagonal(net, PARAMS, X, reduce=reduce, per_leaf=True, batch_size=4)
+    for name, own in found.items():
+        expected = np.stack([np.asarray(whole[name])[i, i] for i in range(len(X))])
+        assert own.shape == expected.shape
+        np.testing.assert_allclose(own, expected, rtol=0, atol=1e-12 * np.max(np.abs(expected)))
+    together = lazyjax.ntk_diagonal(net, PARAMS, X, reduce=reduce)
+    np.testing.assert_allclose(sum(found.values()), together, rtol=1e-12)

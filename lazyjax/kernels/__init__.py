@@ -1,8 +1,8 @@
 """The empirical neural tangent kernel: its methods, and what they will do and cost."""
 
 from lazyjax.kernels.budgets import operations_of, within_budget
-from lazyjax.kernels.computation import Job, engine_of, finished, jobs, kernels, whole
-from lazyjax.kernels.empirical import matrix, ntk
+from lazyjax.kernels.computation import Job, diagonals, engine_of, finished, jobs, kernels, whole
+from lazyjax.kernels.empirical import matrix, ntk, ntk_diagonal
 from lazyjax.kernels.estimates import Estimate, estimate, explain, explanation
 from lazyjax.kernels.methods import METHODS, Engine
 from lazyjax.kernels.request import (
@@ -29,6 +29,7 @@ __all__ = [
     "check_batch_size",
     "choose_blocks",
     "contract",
+    "diagonals",
     "engine_of",
     "estimate",
     "explain",
@@ -39,6 +40,7 @@ __all__ = [
     "kernels",
     "matrix",
     "ntk",
+    "ntk_diagonal",
     "only_output",
     "operations_of",
     "same_examples",

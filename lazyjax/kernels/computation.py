@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lazyjax import centering
+from lazyjax.blocks import even, in_blocks
 from lazyjax.factors import Model, model_of
 from lazyjax.holomorphy import is_complex
 from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
@@ -122,6 +123,12 @@ def _kernel(job: Job, request: Request) -> Any:
             symmetric=task.symmetric,
         )
 
+    return _by_leaves(of, request)
+
+
+def _by_leaves(of: Callable[[int], jax.Array], request: Request) -> Any:
+    """Give the kernel of all leaves, or a tree of those of each."""
+    options = request.options
     if not options.per_leaf:
         return of(WHOLE)
     numbers = iter(range(sum(options.wrt)))
@@ -134,3 +141,38 @@ def kernels(request: Request) -> Any:
     """Compute the kernel of each leaf of the outputs."""
     with request.options.in_force():
         return request.tree.unflatten([_kernel(job, request) for job in jobs(request)])
+
+
+def _diagonal(job: Job, request: Request) -> Any:
+    """Compute the kernel of each example with itself, of one output leaf."""
+    options = request.options
+    task = job.task._replace(n2=1, symmetric=False)
+    method = "structured_derivatives" if job.model.reverse else "jacobian_contraction"
+    engine = finished(METHODS[method].engine(job.model, request.x1, task), math.prod(job.out))
+
+    def of_example(features: Any) -> Kernels:
+        alone = jax.tree.map(lambda a: a[None], features)
+        sums: Kernels = {}
+        for group, contract in engine.contract.items():
+            for leaf, tile in contract(alone[group], alone[group]).items():
+                sums[leaf] = sums[leaf] + tile if leaf in sums else tile
+        return {leaf: (tile + mirrored(tile))[0, 0] / 2 for leaf, tile in sums.items()}
+
+    def of_block(x: PyTree) -> Kernels:
+        return jax.vmap(of_example)(engine.features(x))
+
+    at_once = choose_blocks(engine, task, options.batch_size, options.level).at_once
+    by_leaf = in_blocks(of_block, request.x1, even(request.n1, at_once))
+    full = (request.n1, *job.out * COPIES[task.reduce])
+
+    def of(leaf: int) -> jax.Array:
+        return by_leaf[leaf].reshape(full) if leaf in by_leaf else jnp.zeros(full, job.shape.dtype)
+
+    return _by_leaves(of, request)
+
+
+@jax.jit
+def diagonals(request: Request) -> Any:
+    """Compute the kernels of examples with themselves, of each leaf of the outputs."""
+    with request.options.in_force():
+        return request.tree.unflatten([_diagonal(job, request) for job in jobs(request)])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from lazyjax.kernels.budgets import within_budget
-from lazyjax.kernels.computation import kernels
+from lazyjax.kernels.computation import diagonals, kernels
 from lazyjax.kernels.request import check
 from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params, PyTree, Wrt
@@ -163,6 +163,71 @@ def ntk(
     if memory is not None:
         request = within_budget(request, memory)
     return kernels(request)
+
+
+@in_any_program()
+def ntk_diagonal(
+    f: ModelFunction,
+    params: Params,
+    x: PyTree,
+    *,
+    reduce: str = "none",
+    wrt: Wrt | None = None,
+    per_leaf: bool = False,
+    outputs: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    precision: str = "highest",
+    complex: str | None = None,
+) -> Any:
+    """Compute the kernel of each example with itself.
+
+    Theta[n, k, l] = <df_k(x_n) / dparams, df_l(x_n) / dparams>
+
+    Parameters
+    ----------
+    f, params, reduce, wrt, per_leaf, outputs, precision, complex
+        As for `ntk`.
+    x : array (N, ...) or pytree, batch on axis 0 of every leaf
+    batch_size : int, optional
+        Examples that are differentiated at once, at most.
+
+    Returns
+    -------
+    array, or a pytree of them for a pytree output
+        `(N, *out, *out)`, `(N, *out)` for "diagonal", `(N,)` for "trace" and "sum", like
+        ntk(f, params, x)[n, n].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ntk`.
+
+    Notes
+    -----
+    Little more than the features: those of a block of examples are contracted and forgotten, and
+    nothing has the size N^2, nor N P where a leaf is kept by its factors.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> f = lambda w, x: x @ w
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> ntk_diagonal(f, jnp.ones((2, 3)), x, reduce="trace").tolist()
+    [1.0, 5.0]
+    """
+    request = check(
+        f,
+        params,
+        x,
+        reduce=reduce,
+        wrt=wrt,
+        per_leaf=per_leaf,
+        outputs=outputs,
+        batch_size=batch_size,
+        precision=precision,
+        complex=complex,
+    )
+    return diagonals(request)
 
 
 def matrix(kernel: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from lazyjax.operators.measures import (
 )
 from lazyjax.operators.preconditioners import Nystrom, nystrom
 from lazyjax.operators.products import ntk_operator
+from lazyjax.operators.sampling import centered
 from lazyjax.operators.solves import NotConverged, Solution, solve
 from lazyjax.operators.spectra import Eigenpairs, SpectralDensity, spectral_density, top_eigenpairs
 from lazyjax.operators.trace_estimates import TraceEstimate, inverse_trace, logdet, trace
@@ -38,6 +39,7 @@ __all__ = [
     "alignment",
     "as_operator",
     "by_evaluation",
+    "centered",
     "conjugate_gradients",
     "effective_rank",
     "frobenius_norm",

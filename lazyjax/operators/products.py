@@ -13,14 +13,16 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lazyjax import checks
+from lazyjax.centering import pair_of_weights
 from lazyjax.convolutions import plain_convolutions
 from lazyjax.costs import rates
-from lazyjax.kernels import Request, check, kernels, matrix, only_output
+from lazyjax.kernels import Request, check, diagonals, kernels, matrix, only_output
 from lazyjax.memory import bytes_needed, bytes_of, too_little
 from lazyjax.meshes import in_any_program, zeros
 from lazyjax.norms import scaled
 from lazyjax.operators.algebra import KernelOperator, operator
 from lazyjax.operators.jacobians import KEEPS, Setting, model_with
+from lazyjax.operators.sampling import centered
 from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 
 REDUCTIONS = ("none", "trace", "sum")
@@ -166,6 +168,14 @@ def _rows(request: Request, examples: jax.Array) -> jax.Array:
     return matrix(kernel)
 
 
+def _entries(request: Request) -> jax.Array:
+    """Compute the diagonal."""
+    reduce = request.options.reduce
+    request = request.having(reduce="diagonal" if reduce == "none" else reduce)
+    (own,) = jax.tree.leaves(diagonals(request))
+    return own.reshape(-1)
+
+
 def _form(
     request: Request, *, keep: str, block: int, outputs: int, dtype: np.dtype, mesh: Mesh | None
 ) -> Form:
@@ -247,6 +257,8 @@ def ntk_operator(
     *,
     reduce: str = "none",
     ridge: ArrayLike = 0.0,
+    center: bool = False,
+    weights: Any = None,
     keep: str = "auto",
     wrt: Wrt | None = None,
     outputs: Sequence[int] | None = None,
@@ -267,6 +279,8 @@ def ntk_operator(
         (N1, N2).
     ridge : float
         0 or more, in the units of the kernel; only with `x2=None`.
+    center, weights
+        As for `ntk`. The ridge is added afterwards.
     keep : str
         What is kept between two products: `"nothing"`, `"residuals"` of one linearization, or
         `"features"`, those of the kernel engine. `"auto"`: features for the trace, which reads them
@@ -324,6 +338,9 @@ def ntk_operator(
         outputs=outputs,
         precision=precision,
     )
+    n2 = None if x2 is None else request.n2
+    checks.flag("center", center)
+    weights = None if weights is None else pair_of_weights(weights, request.n1, n2)
     unshifted = checks.is_known(ridge) and not np.any(ridge)
     if x2 is not None and not unshifted:
         raise ValueError(
@@ -344,9 +361,12 @@ def ntk_operator(
         Partial(Product(chosen), one, left, right),
         Partial(Product(chosen.swapped()), one, right, left),
         rows=Partial(_rows, request),
+        entries=Partial(_entries, request) if x2 is None else None,
         shape=(chosen.left.n * k // chosen.mean, chosen.right.n * k // chosen.mean),
         dtype=dtype,
         outputs=k // chosen.mean,
         psd=x2 is None,
     )
+    if center or weights is not None:
+        kernel = centered(kernel, center=center, weights=weights)
     return kernel if unshifted else kernel + ridge
