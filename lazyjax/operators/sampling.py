@@ -47,7 +47,7 @@ class _Sampled(NamedTuple):
 
     def transposed(self, base: KernelOperator, weights: _Weights, v: jax.Array) -> jax.Array:
         """Multiply v (N1 K, B) by the transpose."""
-        return self.product(base.T, weights[::-1], v)
+        return self.product(base.T, (weights[1], weights[0]), v)
 
     def rows(self, base: KernelOperator, weights: _Weights, examples: jax.Array) -> jax.Array:
         """Give the rows of some examples."""
