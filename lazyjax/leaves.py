@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from lazyjax import checks
 from lazyjax.types import Params, PyTree, Weights, Wrt
 from lazyjax.widening import widened
 
@@ -88,6 +89,62 @@ def differentiated(params: Params, wrt: Wrt | None) -> tuple[bool, ...]:
             f"{[path_of(path) for path in paths]}. Choose some of these."
         )
     return chosen
+
+
+def numbers_of_leaves(
+    metric: Any, params: Params, wrt: tuple[bool, ...]
+) -> tuple[jax.Array, ...] | None:
+    """Give the numbers of a diagonal metric, of each leaf that is differentiated.
+
+    Parameters
+    ----------
+    metric : None, callable or pytree
+        Positive numbers: one, or an array of its shape, for each leaf of `params`, in a tree that
+        may be the upper part of that of `params`; or a function of the path of a leaf.
+    params : pytree
+    wrt : tuple of bool
+
+    Returns
+    -------
+    tuple of () or of the leaf's shape
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the metric does not fit, or holds anything but positive numbers.
+    """
+    if metric is None:
+        return None
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(metric))
+    if callable(metric) and (not is_tree or isinstance(metric, Partial)):
+        numbers = [metric(path_of(path)) for path, _ in leaves]
+    else:
+        try:
+            full = jax.tree.map(lambda m, p: jax.tree.map(lambda _: m, p), metric, params)
+        except ValueError as error:
+            raise ValueError(
+                "`metric` must be a function of a path, or have the structure of `params` or of "
+                f"the upper part of it, {jax.tree.structure(params)}, got "
+                f"{jax.tree.structure(metric)}. Use lambda path: 0.1 if 'kernel' in path else 1.0."
+            ) from error
+        numbers = jax.tree.leaves(full)
+    scales = []
+    for number, (path, leaf), moves in zip(numbers, leaves, wrt, strict=True):
+        if not moves:
+            continue
+        name = f"metric of {path_of(path) or 'params'}"
+        number = jnp.asarray(number, float) if isinstance(number, int) else number
+        checks.floating(name, number)
+        checks.positive(name, number)
+        if np.ndim(number) and np.shape(number) != np.shape(leaf):
+            raise ValueError(
+                f"`{name}` must be one number or have the shape of the leaf, {np.shape(leaf)}, got "
+                f"{np.shape(number)}. Use jnp.broadcast_to."
+            )
+        real = jnp.real(jnp.zeros((), jnp.result_type(leaf))).dtype
+        scales.append(jnp.asarray(number, jnp.promote_types(real, jnp.float32)))
+    return tuple(scales)
 
 
 def split(params: Params, wrt: tuple[bool, ...]) -> tuple[Weights, Callable[[Weights], Params]]:

@@ -12,6 +12,7 @@ from lazyjax.factors.model import (
     model_of,
     output_shapes,
     require_reverse,
+    times,
 )
 from lazyjax.factors.pair import Factors, Shape, bias_jacobian, jacobian_of
 from lazyjax.factors.planning import (
@@ -50,4 +51,5 @@ __all__ = [
     "output_shapes",
     "plan",
     "require_reverse",
+    "times",
 ]

@@ -28,6 +28,7 @@ class Model(NamedTuple):
     w: Weights
     reverse: bool  # whether reverse mode works
     jaxpr: Jaxpr  # of the function; its inputs are the leaves of w and x
+    roots: tuple[jax.Array, ...] | None = None  # what derivatives by each leaf are multiplied by
 
     @property
     def dtype(self) -> np.dtype:
@@ -96,7 +97,17 @@ def jacobian(model: Model, x: PyTree) -> Weights:
 
     By rows in reverse mode, or by columns in forward mode where that is the only one (a `while`).
     """
-    return (_by_rows if model.reverse else _by_columns)(model, x)
+    by_leaf = (_by_rows if model.reverse else _by_columns)(model, x)
+    if model.roots is None:
+        return by_leaf
+    return [times(j, root.reshape(-1)) for j, root in zip(by_leaf, model.roots, strict=True)]
+
+
+def times(derivative: jax.Array, root: jax.Array) -> jax.Array:
+    """Multiply derivatives (.., *leaf) by one number, or by those of a leaf."""
+    if root.size == 1:
+        return derivative * root.reshape(())
+    return derivative * root[(None,) * (derivative.ndim - root.ndim)]
 
 
 def trace(function: Callable[..., Any], w: Any, x: PyTree) -> Jaxpr:
@@ -155,8 +166,10 @@ def model_of(
     leaf: int,
     outputs: Any,
     summed: bool,
+    metric: tuple[jax.Array, ...] | None = None,
 ) -> Model:
     """Give output leaf `leaf` on one example, flat, with the outputs that are asked for."""
+    roots = None if metric is None else tuple(map(jnp.sqrt, metric))
     w, rebuild = split(params, wrt)
 
     def function(w: Weights, x: PyTree) -> jax.Array:
@@ -183,8 +196,8 @@ def model_of(
                 "`f` must have a derivative in reverse or in forward mode by its parameters, and "
                 f"has neither. Give it a jax.custom_vjp. Reverse mode said: {error}"
             ) from error
-        return Model(function, w, False, jaxpr)
-    return Model(function, w, True, jaxpr)
+        return Model(function, w, False, jaxpr, roots)
+    return Model(function, w, True, jaxpr, roots)
 
 
 def require_reverse(model: Model, purpose: str) -> Model:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lazyjax.convolutions import one_by_one
 from lazyjax.equations import Jaxpr
-from lazyjax.factors.model import by_directions, dtype_of
+from lazyjax.factors.model import by_directions, dtype_of, times
 from lazyjax.factors.pair import (
     Factors,
     Shape,
@@ -65,7 +65,14 @@ class Plan(NamedTuple):
         return [j for j, other in enumerate(every) if other == every[i]]
 
 
-def plan(jaxpr: Jaxpr, leaves: int, choose: Callable[[Shape], Treatment], *, apart: bool) -> Plan:
+def plan(
+    jaxpr: Jaxpr,
+    leaves: int,
+    choose: Callable[[Shape], Treatment],
+    *,
+    apart: bool,
+    plainly: tuple[int, ...] = (),
+) -> Plan:
     """Find the structure of a model and choose what is kept of each part.
 
     Parameters
@@ -79,6 +86,8 @@ def plan(jaxpr: Jaxpr, leaves: int, choose: Callable[[Shape], Treatment], *, apa
     apart : bool
         Whether leaves are kept apart. Otherwise all Jacobians are one array, and a bias goes with
         its product.
+    plainly : tuple of int
+        Leaves that have their plain Jacobian whatever they enter.
 
     Returns
     -------
@@ -86,13 +95,15 @@ def plan(jaxpr: Jaxpr, leaves: int, choose: Callable[[Shape], Treatment], *, apa
     """
     structure = find(jaxpr.jaxpr, leaves)
     parts = structure.parts
-    if apart:
+    if apart or plainly:
         parts = tuple(piece for part in parts for piece in split_bias(part))
+    also_plain = {leaf_of(part) for part in parts} & set(plainly)
+    parts = tuple(part for part in parts if leaf_of(part) not in also_plain)
     avals = jax.eval_shape(lambda: zeros(jaxpr.jaxpr, set(structure.uses)))
     outputs = jaxpr.out_avals[0].shape[0]
     shapes = tuple(shape_of(part, structure, avals, outputs) for part in parts)
     treatments = tuple(choose(shape) for shape in shapes)
-    plain = sorted(structure.plain)
+    plain = sorted({*structure.plain, *also_plain})
     if not parts and not plain:  # features have a batch: a Jacobian of zeros, the smallest
         plain = [min(range(leaves), key=lambda leaf: jaxpr.in_avals[leaf].size)]
     return Plan(jaxpr, structure, parts, shapes, treatments, tuple(plain), apart)
@@ -120,7 +131,18 @@ def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax
     return dict(enumerate([*first, *reversed(large)]))
 
 
-def features(plan: Plan, w: Any, x: PyTree) -> Features:
+def _times(own: Factors, part: Part, roots: tuple[jax.Array, ...]) -> Factors:
+    """Multiply the derivatives by a leaf, and those by its bias, by a number each."""
+    root = roots[leaf_of(part)]
+    ratio = roots[bias_of(part).leaf] / root if own.bias is not None else None
+    return own._replace(
+        d=own.d * root,
+        d_swapped=None if own.d_swapped is None else own.d_swapped * root,
+        bias=None if own.bias is None else own.bias * ratio,
+    )
+
+
+def features(plan: Plan, w: Any, x: PyTree, roots: tuple[jax.Array, ...] | None = None) -> Features:
     """Compute what is kept of a batch.
 
     Parameters
@@ -128,6 +150,9 @@ def features(plan: Plan, w: Any, x: PyTree) -> Features:
     plan : Plan
     w : list of arrays
     x : pytree, batch on axis 0
+    roots : tuple of arrays, optional
+        What the derivatives by each leaf are multiplied by: a number, or of a leaf that the plan
+        has plainly an array of its shape.
 
     Returns
     -------
@@ -151,6 +176,8 @@ def features(plan: Plan, w: Any, x: PyTree) -> Features:
             examples.model(model), added, [w[i] for i in plan.plain], has_aux=True
         )
         d, plain = by_directions(pullback, y)
+        if roots is not None:
+            plain = [times(j, roots[leaf]) for leaf, j in zip(plan.plain, plain, strict=True)]
         rest = {
             leaf: [j.astype(dtype).reshape(y.size, -1)]
             for leaf, j in zip(plan.plain, plain, strict=True)
@@ -161,6 +188,7 @@ def features(plan: Plan, w: Any, x: PyTree) -> Features:
         ):
             balanced = not treatment.through_j
             own = factors(part, structure.uses, kept, d, dtype, balanced=balanced)
+            own = own if roots is None else _times(own, part, roots)
             if treatment.through_j and shape.bias:
                 bias = bias_jacobian(own.d, own.bias)
                 rest.setdefault(bias_of(part).leaf, []).append(bias)

@@ -42,6 +42,7 @@ def jobs(request: Request) -> list[Job]:
             leaf=leaf,
             outputs=outputs,
             summed=summed,
+            metric=request.metric,
         )
         task = Task(
             n1=request.n1,
@@ -50,6 +51,7 @@ def jobs(request: Request) -> list[Job]:
             outputs=1 if summed else math.prod(out),
             reduce=options.reduce,
             apart=options.per_leaf,
+            signs=options.signs,
             passes=passes(request.n1, options.batch_size, options.level),
         )
         return Job(shape, out, model, task)
@@ -60,6 +62,8 @@ def jobs(request: Request) -> list[Job]:
 def name_of(job: Job, x1: PyTree, method: str) -> str:
     """Give the row of `METHODS` that a method stands for."""
     name = cheapest(job.model, x1, job.task) if method == "auto" else method
+    if job.task.signs:  # which only a Jacobian has
+        name = "jacobian_contraction"
     if METHODS[name].real_only and is_complex(job.shape.dtype):
         raise ValueError(
             f"`method` must not be {name} for complex='hermitian'. Use 'auto', or complex='real'."

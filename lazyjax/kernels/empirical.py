@@ -31,6 +31,7 @@ def ntk(
     center: bool = False,
     weights: Any = None,
     complex: str | None = None,
+    metric: Any = None,
 ) -> Any:
     """Compute the empirical neural tangent kernel.
 
@@ -90,6 +91,12 @@ def ntk(
         shape (N1, N2, *out, 2, *out, 2); real outputs have no axis of two. In all other arguments
         the two count as outputs. `"hermitian"`: J J^H, complex, of J = df / dparams, for f that is
         holomorphic in those of its parameters that are complex.
+    metric : pytree of positive numbers, callable or "sign", optional
+        M of J M J^T, the kernel of training with a diagonal preconditioner: of each leaf one
+        number, or an array of its shape (of Adam 1 / (sqrt(v) + eps)), in a tree that may be a
+        prefix of `params`; or a function of the path that gives the number. A leaf with an array
+        is contracted by its Jacobian, as its factors alone do not know its entries. `"sign"`: the
+        kernel of sign descent, sum_p J1_p sign(J2_p), which is not symmetric, by Jacobians alone.
 
     Returns
     -------
@@ -132,7 +139,8 @@ def ntk(
     Jacot, Gabriel, Hongler 2018, "Neural tangent kernel: convergence and generalization in neural
     networks". Novak, Sohl-Dickstein, Schoenholz 2022, "Fast finite width neural tangent kernel",
     section 3 and table 1. Mohamadi, Bae, Sutherland 2023, "A fast, well-founded approximation to
-    the empirical neural tangent kernel" (the kernel of the sum).
+    the empirical neural tangent kernel" (the kernel of the sum). Malladi et al. 2023, "A
+    kernel-based view of language model fine-tuning" (the kernel of sign descent).
 
     Examples
     --------
@@ -159,6 +167,7 @@ def ntk(
         center=center,
         weights=weights,
         complex=complex,
+        metric=metric,
     )
     if memory is not None:
         request = within_budget(request, memory)

@@ -83,6 +83,8 @@ def _contraction(model: Model, x: PyTree, task: Task) -> Engine:
         return {"jacobian": factors.join(leaves, apart=task.apart)}
 
     def contract(f1: PyTree, f2: PyTree) -> Kernels:
+        if task.signs:
+            f2 = jax.tree.map(jnp.sign, f1 if f2 is None else f2)
         shares = (
             (
                 leaf if task.apart else WHOLE,
@@ -140,6 +142,9 @@ def _products(model: Model, x: PyTree, task: Task) -> Engine:
             y, pullback = jax.vjp(lambda w: function(w, x), start)
             # XLA would join constants of both passes, and 1e-20 twice is 0 in float32
             rows = jax.vmap(lambda u: jax.tree.map(jnp.conj, pullback(u)[0]))(directions(y))
+            if model.roots is not None:
+                squares = [model.roots[i] ** 2 for i in chosen]
+                rows = list(map(factors.times, rows, squares))
             rows = jax.lax.optimization_barrier(rows)
             products = examples.each(partial(scaled, product), rows)  # (C, B1, C)
             return jnp.einsum(_FROM_PRODUCTS[task.reduce], products)
@@ -188,14 +193,16 @@ def _structured(model: Model, x: PyTree, task: Task, order: str | None = None) -
             return treatment(given)
         return treatment(cheapest_order(shape, task, itemsize))
 
-    plan = factors.plan(model.jaxpr, len(model.w), choose, apart=task.apart)
+    roots = model.roots
+    entrywise = () if roots is None else tuple(i for i, root in enumerate(roots) if root.ndim)
+    plan = factors.plan(model.jaxpr, len(model.w), choose, apart=task.apart, plainly=entrywise)
     work = structured.cost(plan, model.w, task)
 
     def contract(order: str) -> Callable[[Any, Any], Kernels]:
         return lambda f1, f2: structured.contract(plan, order, f1, f2, task.reduce)
 
     engine = Engine(
-        partial(factors.features, plan, model.w),
+        partial(factors.features, plan, model.w, roots=roots),
         {order: contract(order) for order in work.tiles},
         seconds=work.seconds,
         kept=work.kept,

@@ -18,7 +18,7 @@ from lazyjax.holomorphy import check_convention, check_holomorphic, in_parts
 from lazyjax.independence import check_examples
 from lazyjax.kernels.methods import METHODS
 from lazyjax.kernels.task import REDUCTIONS
-from lazyjax.leaves import differentiated
+from lazyjax.leaves import differentiated, numbers_of_leaves
 from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 
@@ -112,6 +112,7 @@ class Options(NamedTuple):
     batch_size: tuple[int, int] | None
     precision: str
     rates: Rates  # by which method, orders and blocks are chosen
+    signs: bool = False  # whether the derivatives of x2 enter by their signs alone
     center: bool = False  # whether the mean derivative over the examples is taken away
     level: int = 0  # how much memory is saved, as in `tiles.choose_blocks`
 
@@ -133,6 +134,7 @@ class Request:
     x2: PyTree | None
     outputs: jax.Array | np.ndarray | None  # indices; None: all
     weights: tuple[jax.Array | None, jax.Array | None]  # of the examples of x1 and of x2
+    metric: tuple[jax.Array, ...] | None  # of each leaf that is differentiated
     options: Options = field(metadata={"static": True})
     tree: Any = field(metadata={"static": True})  # the structure of what f gives
     shapes: tuple[jax.ShapeDtypeStruct, ...] = field(metadata={"static": True})  # for one example
@@ -160,6 +162,24 @@ class Request:
         return replace(self, options=self.options._replace(**options))
 
 
+def _check_signs(metric: str, method: str, complex: str | None) -> None:
+    """Require the one metric that has a name, and what it can be computed by."""
+    if metric != "sign":
+        raise ValueError(
+            f"`metric` must be numbers for each leaf, or 'sign', got {metric!r}. Use 'sign' for "
+            "the kernel of sign descent."
+        )
+    if method not in ("auto", "jacobian_contraction"):
+        raise ValueError(
+            f"`method` must be jacobian_contraction for metric='sign', got {method!r}. Use 'auto'."
+        )
+    if complex is not None:
+        raise ValueError(
+            "`complex` must be None for metric='sign', as complex numbers have no sign, got "
+            f"{complex!r}. Split them into real and imaginary parts inside f."
+        )
+
+
 def check(
     f: ModelFunction,
     params: Params,
@@ -176,6 +196,7 @@ def check(
     center: bool = False,
     weights: Any = None,
     complex: str | None = None,
+    metric: Any = None,
 ) -> Request:
     """Check the arguments of `ntk`, before any work."""
     f = checks.model_function(f)
@@ -190,8 +211,13 @@ def check(
     n2 = None if x2 is None else checks.batch("x2", x2)
     own = pair_of_weights(weights, checks.batch("x1", x1), n2)
     mask = differentiated(params, wrt)
+    signs = isinstance(metric, str)
+    if signs:
+        _check_signs(metric, method, complex)
+        x2 = x1 if x2 is None else x2  # the kernel is not symmetric
+    scales = None if signs else numbers_of_leaves(metric, params, mask)
     batch_size = check_batch_size(batch_size)
-    options = Options(reduce, method, mask, per_leaf, batch_size, precision, rates(), center)
+    options = Options(reduce, method, mask, per_leaf, batch_size, precision, rates(), signs, center)
     f = as_it_is(f, params, one_example(x1))
     check_convention(complex, params, mask, output_shapes(f, params, x1))
     if complex == "real":
@@ -203,7 +229,7 @@ def check(
     index = chosen_outputs(outputs, shapes)
     alone = checks.batch("x1", x1) == 1 and x2 is not None
     check_examples(in_parts(f) if complex else f, params, x2 if alone else x1)
-    return Request(f, params, x1, x2, index, own, options, tree, shapes)
+    return Request(f, params, x1, x2, index, own, scales, options, tree, shapes)
 
 
 def only_output(request: Request, purpose: str) -> tuple[tuple[int, ...], np.dtype]:

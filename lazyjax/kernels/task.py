@@ -23,6 +23,7 @@ class Task(NamedTuple):
     reduce: str
     apart: bool  # a kernel for each leaf
     passes: int = 1  # tiles that an example is in, of those that are computed one by one
+    signs: bool = False  # the derivatives of x2 enter by their signs alone
     orders: tuple[str, ...] = ()  # of each part, where they are settled already
 
     @property
