@@ -23,7 +23,7 @@ from lazyjax.factors.pair import (
     shape_of,
     side_by_side,
 )
-from lazyjax.factors.walk import Part, Structure, find, run, split_bias, zeros
+from lazyjax.factors.walk import Part, Structure, find, run, signature, split_bias, zeros
 from lazyjax.meshes import alike
 from lazyjax.types import PyTree
 
@@ -118,6 +118,18 @@ Where leaves are not apart, the Jacobians are numbered."""
 def leaf_of(part: Part) -> int:
     """Give the leaf that a part is of."""
     return bias_of(part).leaf if part.leaf is None else part.leaf
+
+
+def covered(plan: Plan, i: int) -> Any:
+    """Say which entries of its leaf the factors of a part cover, in which way.
+
+    Parts of two models for which this is equal have Jacobians in the same order, and may be
+    contracted with each other.
+    """
+    part, shape = plan.parts[i], plan.shapes[i]
+    place, number = part.straight[0]
+    own = signature(plan.structure.uses[place][number])
+    return part.leaf is None, own, part.tokens, shape.b, shape.p, shape.q
 
 
 def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax.Array]:

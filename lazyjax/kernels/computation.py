@@ -104,10 +104,18 @@ def finished(engine: Engine, k: int) -> Engine:
     return engine._replace(contract={g: finish(c) for g, c in engine.contract.items()})
 
 
-def whole(by_leaf: Kernels, job: Job, leaf: int = WHOLE) -> jax.Array:
-    """Give the kernel of one leaf, or of all of them, in the shape of the outputs."""
+def whole(
+    by_leaf: Kernels, job: Job, leaf: int = WHOLE, other: tuple[int, ...] | None = None
+) -> jax.Array:
+    """Give the kernel of one leaf, or of all of them, in the shape of the outputs.
+
+    `other` is that of the outputs of the second function, where there is one.
+    """
     task = job.task
-    full = (task.n1, task.n2, *job.out * COPIES[task.reduce])
+    outputs = job.out * COPIES[task.reduce]
+    if other is not None and task.reduce == "none":
+        outputs = (*job.out, *other)
+    full = (task.n1, task.n2, *outputs)
     return by_leaf[leaf].reshape(full) if leaf in by_leaf else jnp.zeros(full, job.shape.dtype)
 
 
@@ -127,10 +135,10 @@ def _kernel(job: Job, request: Request) -> Any:
             symmetric=task.symmetric,
         )
 
-    return _by_leaves(of, request)
+    return by_leaves(of, request)
 
 
-def _by_leaves(of: Callable[[int], jax.Array], request: Request) -> Any:
+def by_leaves(of: Callable[[int], jax.Array], request: Request) -> Any:
     """Give the kernel of all leaves, or a tree of those of each."""
     options = request.options
     if not options.per_leaf:
@@ -172,7 +180,7 @@ def _diagonal(job: Job, request: Request) -> Any:
     def of(leaf: int) -> jax.Array:
         return by_leaf[leaf].reshape(full) if leaf in by_leaf else jnp.zeros(full, job.shape.dtype)
 
-    return _by_leaves(of, request)
+    return by_leaves(of, request)
 
 
 @jax.jit

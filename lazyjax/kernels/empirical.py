@@ -6,9 +6,13 @@ from typing import Any
 
 import jax
 
+from lazyjax import checks
+from lazyjax.centering import pair_of_weights
+from lazyjax.holomorphy import is_complex
 from lazyjax.kernels.budgets import within_budget
 from lazyjax.kernels.computation import diagonals, kernels
-from lazyjax.kernels.request import check
+from lazyjax.kernels.pairs import kernels_between
+from lazyjax.kernels.request import check, only_output
 from lazyjax.meshes import in_any_program
 from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 
@@ -32,6 +36,7 @@ def ntk(
     weights: Any = None,
     complex: str | None = None,
     metric: Any = None,
+    g: ModelFunction | None = None,
 ) -> Any:
     """Compute the empirical neural tangent kernel.
 
@@ -98,6 +103,12 @@ def ntk(
         is contracted by its Jacobian, as its factors alone do not know its entries. `"sign"`: the
         kernel of sign descent, sum_p J1_p sign(J2_p), which is not symmetric, by Jacobians alone.
 
+    g : ModelFunction, optional
+        Another function of the same parameters, for x2, which then need not be like x1: the kernel
+        is J_f(x1) J_g(x2)^T, (N1, N2, *out_f, *out_g), as between the values of a network and
+        its derivatives. Each is differentiated on its own inputs alone. Reductions need equal
+        outputs; `outputs` are those of both.
+
     Returns
     -------
     array, or a pytree of them for a pytree output (one a leaf, no blocks across leaves)
@@ -152,26 +163,61 @@ def ntk(
     >>> ntk(f, jnp.ones((2, 3)), x).shape
     (2, 2, 3, 3)
     """
-    request = check(
-        f,
-        params,
-        x1,
-        x2,
-        reduce=reduce,
-        method=method,
-        wrt=wrt,
-        per_leaf=per_leaf,
-        outputs=outputs,
-        batch_size=batch_size,
-        precision=precision,
-        center=center,
-        weights=weights,
-        complex=complex,
-        metric=metric,
-    )
+    options = {
+        "reduce": reduce,
+        "method": method,
+        "wrt": wrt,
+        "per_leaf": per_leaf,
+        "outputs": outputs,
+        "batch_size": batch_size,
+        "precision": precision,
+        "center": center,
+        "complex": complex,
+        "metric": metric,
+    }
+    if g is not None:
+        return _between(f, g, params, x1, x2, weights, memory, options)
+    request = check(f, params, x1, x2, weights=weights, **options)
     if memory is not None:
         request = within_budget(request, memory)
     return kernels(request)
+
+
+def _between(
+    f: ModelFunction,
+    g: ModelFunction,
+    params: Params,
+    x1: PyTree,
+    x2: PyTree | None,
+    weights: Any,
+    memory: Any,
+    options: dict[str, Any],
+) -> Any:
+    """Compute the kernel between two functions, its arguments checked."""
+    if x2 is None:
+        raise ValueError("`x2` must be given with `g`, got None. Pass the inputs of g.")
+    if memory is not None:
+        raise ValueError(
+            f"`memory` must be None with `g`, got {memory!r}. Pass batches of a size that fits."
+        )
+    if options["method"] == "ntk_vector_products":
+        raise ValueError("`method` must not be ntk_vector_products with `g`. Use 'auto'.")
+    n1, n2 = checks.batch("x1", x1), checks.batch("x2", x2)
+    own, others = pair_of_weights(weights, n1, n2)
+    one = check(f, params, x1, weights=own, **options)
+    other = check(g, params, x2, weights=others, **options)
+    shapes = [only_output(request, "a kernel between two functions") for request in (one, other)]
+    if options["reduce"] != "none" and shapes[0][0] != shapes[1][0]:
+        raise ValueError(
+            f"`reduce` must be 'none' where f and g have outputs of different shapes, "
+            f"{shapes[0][0]} and {shapes[1][0]}, got {options['reduce']!r}. Use reduce='none'."
+        )
+    if is_complex(shapes[0][1]) != is_complex(shapes[1][1]):
+        raise ValueError(
+            "`g` must have complex outputs where f has them, for complex='hermitian'. Use "
+            "complex='real'."
+        )
+    return kernels_between(one, other)
 
 
 @in_any_program()

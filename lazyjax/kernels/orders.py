@@ -29,9 +29,9 @@ _BLOCKS = 4  # in a row of one: 10 of 16 are computed
 def _product(j1: jax.Array, j2: jax.Array, reduce: str) -> jax.Array:
     """Multiply Jacobians (n, k, P) and (m, k, P): (n, k, m, l), (n, k, m) or (n, m)."""
     n, k, size = j1.shape
-    m = j2.shape[0]
+    m, other, _ = j2.shape
     if reduce == "none":
-        return (j1.reshape(n * k, size) @ j2.reshape(m * k, size).T).reshape(n, k, m, k)
+        return (j1.reshape(n * k, size) @ j2.reshape(m * other, size).T).reshape(n, k, m, other)
     if reduce == "diagonal":
         return jnp.einsum("nkp,mkp->nkm", j1, j2)
     return j1.reshape(n, k * size) @ j2.reshape(m, k * size).T

@@ -1,0 +1,198 @@
+"""The kernel between two functions of the same parameters, against dense Jacobians."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lazyjax
+
+RNG = np.random.default_rng(0)
+SHAPES = {"a": (3, 7), "b": (7,), "c": (7, 5), "d": (5, 2), "e": (2,)}
+PARAMS = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in SHAPES.items()}
+X, OTHER = jnp.asarray(RNG.normal(size=(6, 3))), jnp.asarray(RNG.normal(size=(4, 3)))
+SEQUENCE = jnp.asarray(RNG.normal(size=(4, 8, 3)))
+TOKENS = jnp.asarray(RNG.integers(0, 3, (4, 6)))
+
+
+def net(p, x):
+    hidden = jnp.tanh(jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"])
+    return hidden @ p["d"] + p["e"][None]
+
+
+def laplacian(p, x):
+    def one(x):
+        return jnp.trace(jax.hessian(lambda x: net(p, x[None])[0])(x), axis1=-2, axis2=-1)
+
+    return jax.vmap(one)(x)
+
+
+def directional(p, x):  # forward over forward: leaves are used three times
+    def one(x):
+        along = lambda t: net(p, (x + t)[None])[0]  # noqa: E731
+        first = lambda t: jax.jvp(along, (t,), (jnp.ones(3),))[1]  # noqa: E731
+        return jax.jvp(first, (jnp.zeros(3),), (jnp.ones(3),))[1]
+
+    return jax.vmap(one)(x)
+
+
+def gradient(p, x):  # leaves are transposed: outputs (N, 2, 3)
+    return jax.vmap(jax.jacrev(lambda x: net(p, x[None])[0]))(x)
+
+
+def one_output(p, x):
+    return net(p, x)[:, :1] ** 2
+
+
+def over_positions(p, x):  # (N, T, 3): weights are shared by positions
+    h = jnp.tanh(jnp.einsum("ntd,dh->nth", x, p["a"]) + p["b"][None, None])
+    return jnp.tanh(h @ p["c"]).mean(1) @ p["d"]
+
+
+def transposed(p, x):
+    return jnp.tanh(net(p, x)[:, :1] * p["b"][None]) @ p["a"].T
+
+
+def looked_up(p, x):  # tokens (N, T): the leaf is a table
+    return jnp.tanh(p["a"][x].mean(1)) @ p["c"]
+
+
+def also_looked_up(p, x):
+    return jnp.tanh(p["a"][x]).sum(1) @ p["c"] @ p["d"]
+
+
+def sliced(p, x):
+    return jnp.tanh(x[:, :2] @ p["a"][:2]) @ p["c"]
+
+
+def without_some(p, x):
+    return jnp.tanh(x @ p["a"])
+
+
+def a_while(p, x):
+    h = jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"]
+    return jax.lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, jnp.sin(s[1])), (0, h))[1]
+
+
+SECONDS = {
+    "the same": (net, OTHER),
+    "laplacian": (laplacian, OTHER),
+    "directional": (directional, OTHER),
+    "gradient": (gradient, OTHER),
+    "one output": (one_output, OTHER),
+    "positions": (over_positions, SEQUENCE),
+    "transposed": (transposed, OTHER),
+    "table": (looked_up, TOKENS),
+    "sliced": (sliced, OTHER),
+    "without some": (without_some, OTHER),
+    "while": (a_while, OTHER),
+}
+
+
+def jacobians(f, x):
+    def columns(p):
+        return f(p, x)
+
+    tree = jax.jacfwd(columns)(PARAMS)
+    y = f(PARAMS, x)
+    return {k: np.asarray(j).reshape(len(y), y[0].size, -1) for k, j in tree.items()}, y.shape[1:]
+
+
+def expected(f, x1, g, x2):
+    (one, out1), (other, out2) = jacobians(f, x1), jacobians(g, x2)
+    shape = (len(x1), len(x2), *out1, *out2)
+    return {k: np.einsum("nkp,mlp->nmkl", one[k], other[k]).reshape(shape) for k in SHAPES}
+
+
+def close(found, wanted, scale=None):
+    assert found.shape == wanted.shape
+    scale = np.max(np.abs(wanted)) if scale is None else scale
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_the_kernel_is_the_product_of_both_jacobians(name):
+    g, x2 = SECONDS[name]
+    wanted = expected(net, X, g, x2)
+    whole = sum(wanted.values())
+    for method in ("auto", "jacobian_contraction"):
+        close(lazyjax.ntk(net, PARAMS, X, x2, g=g, method=method), whole)
+    own = lazyjax.ntk(net, PARAMS, X, x2, g=g, per_leaf=True)
+    for leaf, kernel in own.items():
+        close(kernel, wanted[leaf], np.max(np.abs(whole)))
+    turned = lazyjax.ntk(g, PARAMS, x2, X, g=net, batch_size=3)
+    k = whole.ndim - 2 - 1
+    close(turned, np.transpose(whole, (1, 0, *range(3, 3 + k), 2)))
+
+
+def test_two_tables_of_tokens_meet():
+    wanted = sum(expected(looked_up, TOKENS, also_looked_up, TOKENS[:3]).values())
+    close(lazyjax.ntk(looked_up, PARAMS, TOKENS, TOKENS[:3], g=also_looked_up), wanted)
+
+
+def test_with_itself_it_is_the_kernel_of_one_function():
+    for reduce in ("none", "diagonal", "trace", "sum"):
+        found = lazyjax.ntk(net, PARAMS, X, OTHER, g=net, reduce=reduce)
+        close(found, np.asarray(lazyjax.ntk(net, PARAMS, X, OTHER, reduce=reduce)))
+
+
+def test_means_metrics_and_choices_are_those_of_each_side():
+    weights = jnp.arange(1.0, 7.0), jnp.arange(1.0, 5.0)
+    metric = {name: jnp.asarray(RNG.uniform(0.5, 2, shape)) for name, shape in SHAPES.items()}
+    one, other = jacobians(net, X)[0], jacobians(laplacian, OTHER)[0]
+
+    def sampled(j, w):
+        j = j - np.average(j, axis=0, weights=w)
+        return np.sqrt(w)[:, None, None] * j
+
+    for scales in (metric, {**metric, "a": 2.0, "c": 0.5}, dict.fromkeys(SHAPES, 3.0)):
+        wanted = sum(
+            np.einsum(
+                "nkp,p,mlp->nmkl",
+                sampled(one[k], weights[0]),
+                np.broadcast_to(scales[k], SHAPES[k]).reshape(-1),
+                sampled(other[k], weights[1]),
+            )
+            for k in "ac"
+        )
+        found = lazyjax.ntk(
+            net, PARAMS, X, OTHER, g=laplacian, metric=scales, center=True, weights=weights,
+            wrt=lambda path: path in "ac",
+        )  # fmt: skip
+        close(found, wanted)
+    signs = lazyjax.ntk(net, PARAMS, X, OTHER, g=laplacian, metric="sign", outputs=[1])
+    both = [np.concatenate(list(j.values()), -1)[:, 1:] for j in (one, other)]
+    close(signs, np.einsum("nkp,mlp->nmkl", both[0], np.sign(both[1])))
+
+
+def test_complex_functions_meet():
+    p = jax.tree.map(lambda w: w + 0.3j * w[::-1], PARAMS)
+
+    def derivative(f, x):
+        tree = jax.jacfwd(lambda p: f(p, x), holomorphic=True)(p)
+        return np.concatenate([np.asarray(j).reshape(len(x), 2, -1) for j in tree.values()], -1)
+
+    def squared(p, x):
+        return net(p, x) ** 2
+
+    one, other = derivative(net, X), derivative(squared, OTHER)
+    found = lazyjax.ntk(net, p, X, OTHER, g=squared, complex="hermitian")
+    close(found, np.einsum("nkp,mlp->nmkl", one, other.conj()))
+
+
+@pytest.mark.parametrize(
+    ("g", "options", "kind", "text"),
+    [
+        (net, {"x2": None}, ValueError, "`x2` must be given with `g`"),
+        (net, {"memory": "1GiB"}, ValueError, "`memory` must be None with `g`"),
+        (net, {"method": "ntk_vector_products"}, ValueError, "`method` must not be ntk_vector"),
+        (one_output, {"reduce": "trace"}, ValueError, "`reduce` must be 'none' where f and g"),
+        (lambda p, x: (net(p, x), x), {}, TypeError, "`f` must return one array for a kernel"),
+        (net, {"weights": jnp.ones(6)}, ValueError, "`weights` must be a pair"),
+    ],
+)
+def test_bad_input_is_refused(g, options, kind, text):
+    x2 = options.get("x2", OTHER)
+    options = {name: value for name, value in options.items() if name != "x2"}
+    with pytest.raises(kind, match=text):
+        lazyjax.ntk(net, PARAMS, X, x2, g=g, **options)
