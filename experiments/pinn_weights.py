@@ -183,24 +183,12 @@ class Kernels(NamedTuple):
         return jnp.block([[self.uu, self.ur], [self.ur.T, self.rr]])
 
 
-def _either(problem: Problem, params: Params, x: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Compute f_u where a flag is 0, and f_r where it is 1: both are then outputs of one model."""
-    at, flag = x
-    return jnp.where(flag == 1, problem.f_r(params, at), problem.f_u(params, at))
-
-
 def kernels(problem: Problem, params: Params) -> Kernels:
     """Compute the kernels of u at the boundary, of u'' inside, and of the one and the other."""
     boundary, inside = problem.boundary, problem.inside
     return Kernels(
         uu=ntk(problem.f_u, params, boundary, reduce="trace"),
-        ur=ntk(
-            Partial(_either, problem),
-            params,
-            (boundary, jnp.zeros_like(boundary)),
-            (inside, jnp.ones_like(inside)),
-            reduce="trace",
-        ),
+        ur=ntk(problem.f_u, params, boundary, inside, g=problem.f_r, reduce="trace"),
         rr=ntk(problem.f_r, params, inside, reduce="trace"),
     )
 

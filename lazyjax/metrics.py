@@ -145,9 +145,12 @@ def relative_kernel_change(kernel: jax.Array, kernel0: jax.Array) -> jax.Array:
 
     Raises
     ------
+    TypeError
+        If they are operators.
     ValueError
         If the shapes differ, or `kernel0` is zero.
     """
+    _no_operator("relative_kernel_change", "relative_change", kernel, kernel0)
     _same_shape("kernel", kernel, "kernel0", kernel0)
     kernel, kernel0 = _floats((kernel, kernel0))
     size = _not_zero("kernel0", norm(kernel0), "Compare with a kernel that is not zero.")
@@ -183,6 +186,16 @@ def _unit(name: str, kernel: jax.Array, centered: bool) -> jax.Array:
     return kernel / size
 
 
+def _no_operator(function: str, other: str, *kernels: Any) -> None:
+    """Refuse operators, whose numbers are estimates."""
+    for kernel in kernels:
+        if not hasattr(kernel, "ndim"):
+            raise TypeError(
+                f"`{function}` must be given arrays, got {type(kernel).__name__}. Of operators use "
+                f"lazyjax.operators.{other}(key, A, B), which estimates it by products."
+            )
+
+
 def kernel_alignment(a: jax.Array, b: jax.Array, *, centered: bool = False) -> jax.Array:
     """Compute the cosine of two kernels, <A, B>_F / (norm(A)_F norm(B)_F).
 
@@ -199,6 +212,8 @@ def kernel_alignment(a: jax.Array, b: jax.Array, *, centered: bool = False) -> j
 
     Raises
     ------
+    TypeError
+        If they are operators.
     ValueError
         If the shapes differ, or a kernel is zero, for `centered` after centering.
 
@@ -207,6 +222,7 @@ def kernel_alignment(a: jax.Array, b: jax.Array, *, centered: bool = False) -> j
     Cristianini, Shawe-Taylor, Elisseeff, Kandola 2001, "On kernel-target alignment"; centred:
     Cortes, Mohri, Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment".
     """
+    _no_operator("kernel_alignment", "alignment", a, b)
     _same_shape("a", a, "b", b)
     return jnp.sum(_unit("a", matrix(a), centered) * _unit("b", matrix(b), centered))
 

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from lazyjax import checks, factors
 from lazyjax.blocks import in_close_blocks
+from lazyjax.centering import check_weights, forth
 from lazyjax.factors import Factors, Shape, bias_jacobian, jacobian_of
 from lazyjax.kernels import Request, check, jobs, kernels, only_output
 from lazyjax.meshes import in_any_program
@@ -178,6 +179,8 @@ def sketch(
     outputs: Sequence[int] | None = None,
     pairs: int = 256,
     precision: str = "highest",
+    center: bool = False,
+    weights: Any = None,
 ) -> Sketch:
     """Make random features whose inner products are the empirical NTK in expectation.
 
@@ -194,6 +197,9 @@ def sketch(
         D, of the features.
     pairs : int
         Pairs of different examples on which the error is measured, about as many, drawn from x.
+    center, weights
+        As for `ntk`: of the features the mean is taken away, and each is multiplied by the root of
+        its weight. The error is that of the features as they were before.
 
     Returns
     -------
@@ -231,6 +237,8 @@ def sketch(
     """
     checks.whole("dimension", dimension, least=1)
     checks.whole("pairs", pairs, least=1)
+    checks.flag("center", center)
+    own = check_weights(weights, checks.batch("x", x))
     request = check(f, params, x, wrt=wrt, outputs=outputs, precision=precision)
     out, _ = only_output(request, "a sketch")
     hash_key, pair_key = jax.random.split(key)
@@ -244,6 +252,7 @@ def sketch(
     exact = exact.reshape(*exact.shape[:2], z.shape[1], z.shape[1])
     products = jnp.einsum("nkd,mld->nmkl", z[one], z[other], precision=precision)
     error, standard_error = _error(np.asarray(products), np.asarray(exact))
+    z = forth(z, own, center=center)
     return Sketch(z.reshape(n, *out, dimension), error, standard_error)
 
 

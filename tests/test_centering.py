@@ -133,3 +133,26 @@ def test_the_diagonal_is_that_of_the_kernel(reduce):
         np.testing.assert_allclose(own, expected, rtol=0, atol=1e-12 * np.max(np.abs(expected)))
     together = lazyjax.ntk_diagonal(net, PARAMS, X, reduce=reduce)
     np.testing.assert_allclose(sum(found.values()), together, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("center", "weighted"), CASES)
+def test_sketches_are_those_of_the_sampled_derivatives(center, weighted):
+    """Linear in the derivatives: those of C J are C times those of J, with the same hashes."""
+    weights = WEIGHTS if weighted else None
+    key = jax.random.key(0)
+    sampled = lazyjax.sketch(
+        jax.random.clone(key), net, PARAMS, X, dimension=40, center=center, weights=weights
+    )
+    z = np.asarray(lazyjax.sketch(key, net, PARAMS, X, dimension=40).features)
+    if center:
+        z = z - np.average(z, axis=0, weights=weights)
+    if weighted:
+        z = np.sqrt(weights)[:, None, None] * z
+    np.testing.assert_allclose(sampled.features, z, rtol=0, atol=1e-12)
+
+
+def test_a_stored_kernel_is_centered_as_an_operator(tmp_path):
+    stored = lazyjax.kernel_store(net, PARAMS, X, path=tmp_path / "kernel", memory="1GiB")
+    A = centered(stored.operator(), weights=WEIGHTS)
+    dense = lazyjax.matrix(lazyjax.ntk(net, PARAMS, X, center=True, weights=WEIGHTS))
+    np.testing.assert_allclose(A @ jnp.eye(12), dense, rtol=0, atol=1e-11)

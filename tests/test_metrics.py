@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lazyjax
 from lazyjax.equations import equations
 from lazyjax.kernels import matrix, ntk
 from lazyjax.metrics import (
@@ -342,3 +343,10 @@ def test_bad_input_is_refused(name):
 def test_integer_parameters_have_no_kappa():
     with pytest.raises(TypeError, match="`params0` must hold floats"):
         kappa(lambda w, x: w * x, 1, np.ones((2, 1)), np.ones((2, 1)), key=0)
+
+
+@pytest.mark.parametrize("function", [lazyjax.kernel_alignment, lazyjax.relative_kernel_change])
+def test_operators_are_sent_to_their_estimates(function):
+    A = lazyjax.as_operator(jnp.eye(3))
+    with pytest.raises(TypeError, match=f"`{function.__name__}` must be given arrays"):
+        function(A, A)

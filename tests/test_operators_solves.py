@@ -194,6 +194,18 @@ def test_rows_of_a_kernel_of_zeros_are_a_preconditioner():
     assert solve(A, B.astype(np.float32), preconditioner=P).iterations <= 1
 
 
+def test_rows_that_rounding_made_indefinite_precondition_all_the_same():
+    eps = np.finfo(np.float64).eps
+    values = np.ones(N)
+    values[0] = -30 * eps * N  # beyond the first two tries
+    A = as_operator(np.diag(values), ridge=1.0)
+    for P in (
+        nystrom(jax.random.key(0), A, rank=N),
+        jax.jit(lambda A: nystrom(jax.random.key(0), A, rank=N))(A),
+    ):
+        np.testing.assert_allclose(P(jnp.eye(N)), np.diag(1 / (1 + values)), atol=1e-9)
+
+
 def test_the_preconditioner_is_what_its_equation_says():
     outputs = 3
     scale, shift = 2.0, 1e-3

@@ -136,6 +136,42 @@ def test_with_itself_it_is_the_kernel_of_one_function():
         close(found, np.asarray(lazyjax.ntk(net, PARAMS, X, OTHER, reduce=reduce)))
 
 
+def straight(p, x):
+    return jnp.tanh(jnp.tanh(x @ p["s"]) @ p["c"])
+
+
+def turned(p, x):  # the same sizes, the other way round
+    return jnp.tanh(jnp.tanh(x @ p["s"].T) @ p["c"])
+
+
+def first_rows(p, x):
+    return jnp.tanh(x[:, :5] @ p["s"][:5])
+
+
+def last_rows(p, x):  # the same sizes, other entries
+    return jnp.tanh(x[:, :5] @ p["s"][2:])
+
+
+def first_of_stack(p, x):  # shared axes of a stack, against positions
+    return jnp.einsum("nd,kdh->nkh", x, p["s"].reshape(7, 7, 1)).sum(-1)
+
+
+@pytest.mark.parametrize("f", [straight, turned, first_rows, last_rows, first_of_stack])
+@pytest.mark.parametrize("g", [straight, turned, first_rows, last_rows, first_of_stack])
+def test_equal_sizes_are_not_equal_entries(f, g):
+    p = {"s": jnp.asarray(RNG.normal(size=(7, 7))), "c": PARAMS["c"]}
+    x1, x2 = jnp.asarray(RNG.normal(size=(4, 7))), jnp.asarray(RNG.normal(size=(3, 7)))
+
+    def dense(f, x):
+        tree = jax.jacfwd(lambda p: f(p, x))(p)
+        return np.concatenate(
+            [np.asarray(j).reshape(len(x), -1, np.size(p[k])) for k, j in tree.items()], -1
+        )
+
+    wanted = np.einsum("nkp,mlp->nmkl", dense(f, x1), dense(g, x2))
+    close(lazyjax.ntk(f, p, x1, x2, g=g), wanted)
+
+
 def test_means_metrics_and_choices_are_those_of_each_side():
     weights = jnp.arange(1.0, 7.0), jnp.arange(1.0, 5.0)
     metric = {name: jnp.asarray(RNG.uniform(0.5, 2, shape)) for name, shape in SHAPES.items()}
