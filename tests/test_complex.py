@@ -172,17 +172,28 @@ def test_the_kernel_of_parts_is_that_of_real_numbers(name):
 def test_the_hermitian_kernel_is_that_of_the_complex_derivative(name):
     f, p = HOLOMORPHIC[name]
     one, other = by_complex_numbers(f, p, X), by_complex_numbers(f, p, OTHER)
+    full = np.einsum("nkp,mlp->nmkl", one, one.conj())
     for method in methods(name, hermitian=True):
-        for reduce in ("none", "diagonal", "trace", "sum"):
-            found = lazyjax.ntk(f, p, X, complex="hermitian", method=method, reduce=reduce)
-            close(found, reduced(np.einsum("nkp,mlp->nmkl", one, one.conj()), reduce))
-            if reduce == "none":
-                square = lazyjax.matrix(found)
-                np.testing.assert_array_equal(square, square.conj().T)
-        found = lazyjax.ntk(f, p, X, OTHER, complex="hermitian", method=method, batch_size=3)
-        close(found, np.einsum("nkp,mlp->nmkl", one, other.conj()))
-        tiled = lazyjax.ntk(f, p, X, complex="hermitian", method=method, batch_size=4)
-        close(tiled, np.einsum("nkp,mlp->nmkl", one, one.conj()))
+        found = lazyjax.ntk(f, p, X, complex="hermitian", method=method)
+        close(found, full)
+        square = lazyjax.matrix(found)
+        np.testing.assert_array_equal(square, square.conj().T)
+    found = lazyjax.ntk(f, p, X, OTHER, complex="hermitian", batch_size=3)
+    close(found, np.einsum("nkp,mlp->nmkl", one, other.conj()))
+    tiled = lazyjax.ntk(f, p, X, complex="hermitian", batch_size=4)
+    close(tiled, full)
+
+
+@pytest.mark.parametrize("reduce", ["diagonal", "trace", "sum"])
+def test_hermitian_kernels_are_reduced(reduce):
+    f, p = HOLOMORPHIC["both kinds"]
+    one = by_complex_numbers(f, p, X)
+    full = np.einsum("nkp,mlp->nmkl", one, one.conj())
+    for method in methods("both kinds", hermitian=True):
+        found = lazyjax.ntk(f, p, X, complex="hermitian", method=method, reduce=reduce)
+        close(found, reduced(full, reduce))
+    own = lazyjax.ntk_diagonal(f, p, X, complex="hermitian", reduce=reduce)
+    close(own, np.einsum("nn...->n...", reduced(full, reduce)))
 
 
 def test_leaves_add_up():

@@ -169,7 +169,7 @@ def test_nothing_depends_on_the_scale_in_float32(scale):
     ):
         one, other = estimate(C, D), estimate(s * C, s * D)
         for found, wanted in zip(other, one, strict=True):
-            assert float(found) / factor == pytest.approx(float(wanted), rel=1e-6)
+            assert float(found) / factor == pytest.approx(float(wanted), rel=2e-6)
 
 
 def test_too_small_a_depth_makes_the_effective_rank_too_large():
