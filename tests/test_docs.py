@@ -140,3 +140,17 @@ def test_the_other_loss_is_trained(names):
     assert history.diverged_at is None
     assert history.loss[-1] < history.loss[0]
     assert names["logits"].shape == (5, 3)
+
+
+def test_the_page_on_every_step_trains_and_weighs():
+    with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
+        found = run("every_step.md")
+    assert found["losses"].shape == (30,)
+    assert found["losses"][-1] < 0.01 * found["losses"][0]
+    assert found["cross"].shape == (24, 40)
+    weights = found["weights"]
+    np.testing.assert_allclose(jnp.sum(1 / weights), 1, rtol=1e-6)
+    assert not np.allclose(found["of_signs"][:, :, 0, 0], found["of_signs"][:, :, 0, 0].T)
+    kernel = np.asarray(found["of_adam"])[:, :, 0, 0]
+    np.testing.assert_array_equal(kernel, kernel.T)
+    assert len(set(np.asarray(found["chosen"]).tolist())) == 8
