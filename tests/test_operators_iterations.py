@@ -87,6 +87,23 @@ def test_a_column_of_zeros_is_solved_by_zeros_and_any_scale_is_the_same():
     near(found.x[:, 0] * 1e25, np.linalg.solve(DENSE, B[:, 0]), 1e-3)
 
 
+def test_no_product_is_made_once_all_columns_are_within_rounding():
+    seen = []
+
+    def product(v):
+        def host(u):
+            seen.append(u.shape)
+            return SQUARE @ np.asarray(u)
+
+        return jax.pure_callback(host, jax.ShapeDtypeStruct(v.shape, v.dtype), v)
+
+    C = operator(product, product, shape=(N, N), dtype=np.float64, psd=True) + 1.0
+    residuals = conjugate_gradients(C, B, iterations=300).residuals
+    assert np.all(residuals[-1] < 1e-15)
+    assert len(seen) < 30
+    assert set(seen) == {B.shape}
+
+
 def test_the_last_residual_is_no_claim_of_the_recursion():
     """In float32 the recursion goes on falling where the residual itself does not."""
     C = as_operator(SQUARE.astype(np.float32), ridge=1e-5)

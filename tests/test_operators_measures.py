@@ -157,7 +157,7 @@ def test_multiples_are_aligned_and_negatives_opposed():
     assert found.error < 1e-12
 
 
-@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**122])
 def test_nothing_depends_on_the_scale_in_float32(scale):
     C, D = (as_operator(a.astype(np.float32)) for a in (FLAT, POWER))
     key, s = jax.random.key, np.float32(scale)
@@ -169,7 +169,7 @@ def test_nothing_depends_on_the_scale_in_float32(scale):
     ):
         one, other = estimate(C, D), estimate(s * C, s * D)
         for found, wanted in zip(other, one, strict=True):
-            assert float(found) / factor == pytest.approx(float(wanted), rel=2e-6)
+            assert float(found) / factor == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_too_small_a_depth_makes_the_effective_rank_too_large():
