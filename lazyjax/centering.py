@@ -28,7 +28,7 @@ def check_weights(weights: Any, n: int, name: str = "weights") -> jax.Array | No
             "Use None for equal ones."
         )
     checks.not_negative(name, weights)
-    if checks.is_known(weights) and not np.any(weights):
+    if checks.is_known(weights) and not np.any(np.asarray(weights)):
         raise ValueError(f"`{name}` must not all be 0. Use None for equal ones.")
     return jnp.asarray(widened(weights))
 

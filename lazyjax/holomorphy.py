@@ -4,17 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from jax.tree_util import Partial
 
-from lazyjax.equations import Jaxpr, equations
+from lazyjax.equations import INLINE, Jaxpr, inner_jaxprs, known, settings
 from lazyjax.leaves import split
 from lazyjax.types import Params, PyTree
 
 CONVENTIONS = ("real", "hermitian")
 """What becomes of complex numbers: the kernel of real and imaginary parts, or J J^H."""
-
-_SPLITTING = ("real", "imag", "conj", "abs", "complex")
-"""What no derivative of a holomorphic function does, nor its transpose."""
 
 
 def is_complex(leaf: Any) -> bool:
@@ -64,8 +62,8 @@ def check_convention(
         )
     if not found:
         raise ValueError(
-            f"`complex` must be None for a model without complex numbers, got {convention!r}. "
-            "Leave it out."
+            "`complex` must be None where neither the outputs nor the parameters that are "
+            f"differentiated are complex, got {convention!r}. Leave it out."
         )
     if convention == "hermitian" and not all(map(is_complex, jax.tree.leaves(outputs))):
         raise ValueError(
@@ -96,21 +94,74 @@ def _linear(f: Partial, params: Params, x: PyTree, mine: tuple[bool, ...]) -> Ja
     return found[-1].jaxpr
 
 
+def _is_taken_apart(jaxpr: Jaxpr, moving: list[bool]) -> tuple[list[bool], str | None]:
+    """Follow what depends on some inputs of a linear map.
+
+    Parameters
+    ----------
+    jaxpr : Jaxpr
+    moving : list of bool
+        Which of its inputs are followed.
+
+    Returns
+    -------
+    moving : list of bool
+        Which outputs depend on them.
+    name : str or None
+        Of the first equation that makes a real number of a complex one, or the other way round, or
+        a conjugate.
+    """
+    follows = {v for v, moves in zip(jaxpr.invars, moving, strict=True) if moves}
+    fault = None
+
+    def is_moving(atom: Any) -> bool:
+        return not isinstance(atom, Literal) and atom in follows
+
+    for equation in jaxpr.eqns:
+        marks = list(map(is_moving, equation.invars))
+        if not any(marks):
+            continue
+        name, inner = equation.primitive.name, inner_jaxprs(equation)
+        outs = [True] * len(equation.outvars)
+        if inner and (name in INLINE or name == "scan") and known(equation):
+            own = settings(equation)
+            outs, found = _is_taken_apart(own.body.jaxpr, marks)
+            if name == "scan":  # what a carry becomes, it is in the next step
+                while True:
+                    carried = slice(own.constants, own.constants + own.carries)
+                    grown = [a or b for a, b in zip(marks[carried], outs, strict=False)]
+                    if grown == marks[carried]:
+                        break
+                    marks[carried] = grown
+                    outs, found = _is_taken_apart(own.body.jaxpr, marks)
+            fault = fault or found
+        elif inner:
+            for body in inner:
+                fault = fault or _is_taken_apart(body, [True] * len(body.invars))[1]
+        else:
+            every = [v for v in equation.invars if is_moving(v)] + list(equation.outvars)
+            numbers = [v.aval.dtype for v in every if jnp.issubdtype(v.aval.dtype, jnp.inexact)]
+            if name == "conj" or len(set(map(is_complex, numbers))) > 1:
+                fault = fault or name
+        follows |= {v for v, moves in zip(equation.outvars, outs, strict=True) if moves}
+    return list(map(is_moving, jaxpr.outvars)), fault
+
+
 def check_holomorphic(f: Partial, params: Params, x: PyTree, wrt: tuple[bool, ...]) -> None:
     """Require a model that is holomorphic in its complex leaves.
 
-    The derivative then is linear over complex numbers: its jaxpr takes none apart.
+    The derivative then is linear over complex numbers: what depends on a direction is complex all
+    the way, and so it is in the transpose.
     """
     mine = tuple(
         m and is_complex(leaf) for leaf, m in zip(jax.tree.leaves(params), wrt, strict=True)
     )
     if not any(mine):
         return
-    for equation in equations(_linear(f, params, x, mine)):
-        name = equation.primitive.name
-        dtypes = [v.aval.dtype for v in (*equation.invars, *equation.outvars)]
-        if name in _SPLITTING and any(map(is_complex, dtypes)):
-            raise ValueError(
-                "`f` must be holomorphic in its complex parameters for complex='hermitian', but "
-                f"its derivative takes complex numbers apart ({name}). Use complex='real'."
-            )
+    jaxpr = _linear(f, params, x, mine)
+    _, name = _is_taken_apart(jaxpr, [True] * len(jaxpr.invars))
+    if name is not None:
+        raise ValueError(
+            "`f` must be holomorphic in its complex parameters for complex='hermitian', but its "
+            f"derivative takes complex numbers apart ({name}). Use complex='real'."
+        )

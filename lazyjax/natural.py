@@ -19,6 +19,7 @@ from lazyjax.holomorphy import is_complex
 from lazyjax.kernels import Request, check, kernels, matrix, only_output
 from lazyjax.leaves import split
 from lazyjax.meshes import in_any_program
+from lazyjax.traces import one_example
 from lazyjax.types import ModelFunction, Params, PyTree, Wrt
 from lazyjax.widening import widened
 
@@ -226,17 +227,20 @@ def natural_gradient(
     )
     out, dtype = only_output(request, "a natural gradient")
     residual = jnp.asarray(residual)
-    if complex == "real" and (is_complex(residual) or residual.ndim == len(out)):
-        residual = jnp.stack([residual.real, residual.imag], -1)
+    (y,) = jax.tree.leaves(jax.eval_shape(f, params, one_example(x)))
+    in_parts = complex == "real" and is_complex(y)
+    want = (request.n1, *out[: -1 if in_parts else None])
+    if complex is None or (complex == "real" and not in_parts):
+        checks.floating("residual", residual)
     if complex == "hermitian":
         _require_complex_leaves(request)
-    else:
-        checks.floating("residual", residual)
-    if residual.shape != (request.n1, *out):
+    if residual.shape != want:
         raise ValueError(
-            f"`residual` must have the shape of f(params, x), {(request.n1, *out)}, got "
+            f"`residual` must have the shape of f(params, x), {want}, got "
             f"{residual.shape}. Pass one number for each output."
         )
+    if in_parts:
+        residual = jnp.stack([residual.real, residual.imag], -1)
     if previous is not None:
         checks.same_tree("previous", previous, params, "params")
     return _step(request, _Numbers(residual.astype(dtype), damping, momentum, previous, cutoff))

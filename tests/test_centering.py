@@ -156,3 +156,12 @@ def test_a_stored_kernel_is_centered_as_an_operator(tmp_path):
     A = centered(stored.operator(), weights=WEIGHTS)
     dense = lazyjax.matrix(lazyjax.ntk(net, PARAMS, X, center=True, weights=WEIGHTS))
     np.testing.assert_allclose(A @ jnp.eye(12), dense, rtol=0, atol=1e-11)
+
+
+def test_a_shift_that_is_traced_is_no_part_of_the_kernel():
+    A = lazyjax.as_operator(jnp.diag(jnp.arange(1.0, 5.0)))
+    multiply = jax.jit(lambda A: centered(A) @ jnp.eye(4))
+    np.testing.assert_allclose(multiply(A), centered(A) @ jnp.eye(4), rtol=1e-12)
+    assert np.all(np.isnan(multiply(A + 1.0)))
+    held = jax.jit(lambda v: centered(A) @ v)(jnp.eye(4))
+    np.testing.assert_allclose(held, centered(A) @ jnp.eye(4), rtol=1e-12)

@@ -70,6 +70,12 @@ def real_weights_of_complex_values(p, x):
     return jnp.tanh((1j * jnp.tanh(x @ p["a"]) + 0.3) @ p["c"])
 
 
+def recomputed(p, x):
+    act = jax.checkpoint(lambda h: jnp.log(jnp.cosh(jnp.where(h.real > 0, h, -h))))
+    h, _ = jax.lax.scan(lambda h, w: (act(0.3 * h @ w), None), x + 0j, p["a"][None, :, :3])
+    return h
+
+
 def a_scan(p, x):
     weights = jnp.stack([p["a"][:, :3], p["a"][:, 3:6]])
     h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(0.3 * h @ w), None), x + 0j, weights)
@@ -88,6 +94,7 @@ HOLOMORPHIC = {
     "tied": (transposed_and_tied, {"a": COMPLEX["a"]}),
     "convolution": (complex_convolution, {"a": COMPLEX["a"], "b": COMPLEX["b"]}),
     "scan": (a_scan, {"a": COMPLEX["a"]}),
+    "recomputed": (recomputed, {"a": COMPLEX["a"]}),
     "at the end": (complex_at_the_end, REAL),
     "real weights": (real_weights_of_complex_values, REAL),
     "while": (a_while, {"a": 0.1 * COMPLEX["a"]}),
@@ -229,6 +236,11 @@ def test_it_runs_under_jit():
         lambda p, x: holomorphic(p, x) + jnp.angle(p["c"]).sum(),
         lambda p, x: jnp.where(x[:, :1] > 0, holomorphic(p, x), jnp.conj(holomorphic(p, x))),
         lambda p, x: jax.lax.map(lambda y: jax.lax.complex(y.real, 2 * y.imag), holomorphic(p, x)),
+        lambda p, x: jax.lax.convert_element_type(holomorphic(p, x).real, float) + 0j,
+        lambda p, x: a_while(p, jnp.fft.irfft(x @ p["a"])[:, :3]),
+        lambda p, x: jax.checkpoint(lambda h: h * jnp.abs(h))(x @ p["a"]),
+        lambda p, x: jax.lax.scan(lambda h, w: (h * 2, h.real * w), x @ p["a"], p["b"])[1].sum(0),
+        lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda h: h, jnp.conj, x @ p["a"]),
     ],
 )
 def test_a_model_that_is_not_holomorphic_is_refused(f):
@@ -239,3 +251,8 @@ def test_a_model_that_is_not_holomorphic_is_refused(f):
 def test_products_know_no_hermitian_kernel():
     with pytest.raises(ValueError, match="`method` must not be ntk_vector_products"):
         lazyjax.ntk(holomorphic, COMPLEX, X, complex="hermitian", method="ntk_vector_products")
+
+
+def test_a_budget_is_kept_by_what_knows_hermitian_kernels():
+    found = lazyjax.ntk(holomorphic, COMPLEX, X, complex="hermitian", memory="1GiB")
+    close(found, np.asarray(lazyjax.ntk(holomorphic, COMPLEX, X, complex="hermitian")))

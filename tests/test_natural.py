@@ -205,6 +205,26 @@ def test_a_hermitian_form_of_real_parameters_is_refused():
         )
 
 
+@pytest.mark.parametrize("shape", [(7,), (7, 2, 2)])
+@pytest.mark.parametrize("kind", [float, complex])
+def test_residuals_of_other_outputs_are_refused(shape, kind):
+    for f in (net, lambda p, x: jnp.abs(net(p, x))):
+        residual = jnp.ones(shape, kind if f is net else float)
+        with pytest.raises(ValueError, match=r"`residual` must have the shape .* \(7, 2\), got"):
+            lazyjax.natural_gradient(f, COMPLEX, X, residual, damping=0.1, complex="real")
+    with pytest.raises(TypeError, match="`residual` must be real"):
+        lazyjax.natural_gradient(f, COMPLEX, X, RESIDUAL + 0j, damping=0.1, complex="real")
+
+
+def test_weights_that_are_held_by_a_compiled_function_are_known():
+    weights = jnp.ones(7)
+    found = jax.jit(
+        lambda p: lazyjax.natural_gradient(net, p, X, RESIDUAL, damping=0.1, weights=weights)
+    )(PARAMS)
+    plain = lazyjax.natural_gradient(net, PARAMS, X, RESIDUAL, damping=0.1, weights=weights)
+    np.testing.assert_allclose(flat(found), flat(plain), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["params", "x", "residual"])
 def test_the_transformation_says_what_it_needs(name):
     rule = lazyjax.scale_by_natural_gradient(net, damping=1e-3)

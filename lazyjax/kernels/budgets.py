@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lazyjax.costs import operations
 from lazyjax.kernels.computation import engine_of, jobs, kernels
-from lazyjax.kernels.methods import METHODS
+from lazyjax.kernels.methods import METHODS, admits
 from lazyjax.kernels.request import Request
 from lazyjax.kernels.tiles import levels
 from lazyjax.memory import bytes_needed, bytes_of, too_little
@@ -61,7 +61,7 @@ def _candidates(kind: Kind) -> tuple[Candidate, ...]:
         with request.options.in_force():
             every = jobs(request)
             for name, method in METHODS.items():
-                if method.needs_reverse and not all(job.model.reverse for job in every):
+                if not all(admits(method, job.model) for job in every):
                     continue
                 seconds = sum(engine_of(job, request.x1, name).seconds for job in every)
                 admitted.append(Candidate(name, seconds))

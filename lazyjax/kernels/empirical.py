@@ -113,7 +113,8 @@ def ntk(
     -------
     array, or a pytree of them for a pytree output (one a leaf, no blocks across leaves)
         `(N1, N2, *out, *out)`, `(N1, N2, *out)` for "diagonal", `(N1, N2)` for "trace" and "sum".
-        Its dtype is that of y, float32 at least. With `per_leaf`, a tree of these in the place of
+        Its dtype is that of y, float32 at least; with `complex`, of the parameters where these have
+        more digits. With `per_leaf`, a tree of these in the place of
         each.
 
     Raises

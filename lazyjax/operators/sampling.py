@@ -1,5 +1,6 @@
 """Operators of derivatives without their mean over the examples, and of weighted ones."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +101,8 @@ def centered(A: KernelOperator, *, weights: Any = None, center: bool = True) -> 
     TypeError
         If A is no operator, `center` is not True or False, or weights hold no floats.
     ValueError
-        If A has a shift, or the weights do not fit or are negative.
+        If A has a shift (where that is traced the operator is NaN instead), or the weights do not
+        fit or are negative.
 
     Notes
     -----
@@ -117,10 +119,13 @@ def centered(A: KernelOperator, *, weights: Any = None, center: bool = True) -> 
             f"`A` must be a KernelOperator, got {type(A).__name__}. Use as_operator(kernel)."
         )
     checks.flag("center", center)
-    if checks.is_known(A.shift) and np.any(A.shift):
+    if checks.is_known(A.shift) and np.any(np.asarray(A.shift)):
         raise ValueError(
             f"`A` must have no shift, got {A.shift}. Add a ridge afterwards: centered(A) + ridge."
         )
+    # a shift that is traced and not 0 must not pass for the kernel's own
+    scale = jnp.where(A.shift == 0, A.scale, jnp.nan)
+    A = replace(A, scale=scale, shift=jnp.zeros_like(A.shift))
     n1, n2 = (size // A.outputs for size in A.shape)
     pair = isinstance(weights, tuple | list)
     own = centering.pair_of_weights(weights, n1, n2 if pair or not A.psd else None)
