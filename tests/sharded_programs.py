@@ -17,7 +17,15 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lazyjax import Dataset, linearize, ntk, ntk_operator, train
+from lazyjax import (
+    Dataset,
+    linearize,
+    natural_gradient,
+    ntk,
+    ntk_diagonal,
+    ntk_operator,
+    train,
+)
 from lazyjax.kernels import METHODS, REDUCTIONS
 
 jax.config.update("jax_enable_x64", True)
@@ -129,6 +137,37 @@ def of_others(mesh):
     yield "train, batches", lambda: trained(w, X, Y, **batches), trained(w, x, y, **batches)
 
 
+def of_every_step(mesh):
+    """What a step of a training asks of a kernel."""
+    f, w, x = MODELS["mlp"]
+    weights, r = jnp.arange(1.0, 17.0) / 20, normal(16, 3)
+    scales = [1.5, 0.5, normal(5, 3) ** 2 + 0.1]
+    turned = jax.tree.map(lambda a: a * (1 + 0.3j), w)
+    X, Y, R = placed((x, weights, r), mesh, "i")
+    ways = {
+        "centred": lambda w, x, v, *_: ntk(f, w, x, center=True, weights=v),
+        "metric": lambda w, x, *_: ntk(f, w, x, metric=scales),
+        "signs": lambda w, x, *_: ntk(f, w, x, metric="sign", reduce="trace"),
+        "diagonal": lambda w, x, *_: ntk_diagonal(f, w, x),
+        "between": lambda w, x, v, r, x2: ntk(f, w, x, x2, g=lambda w, x: f(w, x) ** 2),
+        "natural gradient": lambda w, x, v, r, x2: natural_gradient(
+            f, w, x, r, damping=0.1, center=True, weights=v
+        )[0],
+    }
+    there = placed(w, mesh), X, Y, R, placed(x[:8], mesh)
+    for name, way in ways.items():
+        expected = way(w, x, weights, r, x[:8])
+        yield name, lambda way=way: way(*there), expected
+        yield f"{name} jit", lambda way=way: jax.jit(way)(*there), expected
+    for convention in ("real", "hermitian"):
+        expected = ntk(f, turned, x, complex=convention)
+        yield convention, lambda c=convention: ntk(f, placed(turned, mesh), X, complex=c), expected
+    inside = jax.shard_map(
+        lambda w, x: ntk_diagonal(f, w, x), mesh=mesh, in_specs=(P(), P("i")), out_specs=P("i")
+    )
+    yield "diagonal shard_map", lambda: jax.jit(inside)(placed(w, mesh), X), ntk_diagonal(f, w, x)
+
+
 def wrong(name, compute, expected):
     """Tell whether a way does not agree, and print how."""
     try:
@@ -178,7 +217,7 @@ def main(thorough):
                 failed += wrong(f"{mesh} {model} {method} {reduce}: {way}", *case)
             if kind == AxisType.Auto and method == "structured_derivatives":
                 failed += rows_move(mesh, *MODELS[model])
-        for way, *case in of_others(mesh):
+        for way, *case in itertools.chain(of_others(mesh), of_every_step(mesh)):
             failed += wrong(f"{mesh} {way}", *case)
     sys.exit(failed > 0)
 

@@ -23,9 +23,8 @@ from sklearn.datasets import load_digits
 
 import lazyjax
 from lazyjax.models import from_linen
-from lazyjax.operators import as_operator, ntk_operator
+from lazyjax.operators import NotConverged, as_operator, ntk_operator, nystrom, solve
 from lazyjax.operators.algebra import KernelOperator
-from lazyjax.operators.solves import NotConverged, nystrom, solve
 from lazyjax.operators.spectra import top_eigenpairs
 from lazyjax.operators.trace_estimates import logdet
 
