@@ -85,7 +85,8 @@ def ntk(
         positivity.
     center : bool
         Whether the mean derivative over the examples of each batch is taken away: the kernel of
-        J - mean J. With weights the mean is sum_n w_n J_n / sum_n w_n.
+        J - mean J. With weights the mean is sum_n w_n J_n / sum_n w_n. Inside `jax.shard_map` it is
+        that of what the device holds.
     weights : (N1,) array, or pair of (N1,) and (N2,) for two batches, optional
         0 or more: the kernel of diag(sqrt(w)) J, or of diag(sqrt(w)) (J - mean J). Weights 1/N
         with `center` give (J - mean J) (J - mean J)^T / N, whose eigenvalues are those of the
