@@ -32,6 +32,22 @@ def path_of(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def _of_each_leaf(name: str, value: Any, params: Params, has: str, cure: str) -> list[Any]:
+    """Give what a function says of each path, or a tree, perhaps a prefix, of each leaf."""
+    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+    if callable(value) and (not is_tree or isinstance(value, Partial)):
+        return [value(path_of(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    try:
+        full = jax.tree.map(lambda m, p: jax.tree.map(lambda _: m, p), value, params)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be a function of a path, or {has} the structure of `params` or of the "
+            f"upper part of it, {jax.tree.structure(params)}, got {jax.tree.structure(value)}. "
+            f"{cure}"
+        ) from error
+    return jax.tree.leaves(full)
+
+
 def differentiated(params: Params, wrt: Wrt | None) -> tuple[bool, ...]:
     """Tell for each leaf of `params` whether it is differentiated.
 
@@ -64,19 +80,7 @@ def differentiated(params: Params, wrt: Wrt | None) -> tuple[bool, ...]:
         )
     if wrt is None:
         return tuple(floats)
-    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(wrt))
-    if callable(wrt) and (not is_tree or isinstance(wrt, Partial)):
-        mask = [wrt(path_of(path)) for path in paths]
-    else:
-        try:
-            full = jax.tree.map(lambda m, p: jax.tree.map(lambda _: m, p), wrt, params)
-        except ValueError as error:
-            raise ValueError(
-                "`wrt` must be a function of a path, or a mask with the structure of `params` or "
-                f"of the upper part of it, {jax.tree.structure(params)}, got "
-                f"{jax.tree.structure(wrt)}. Use lambda path: 'kernel' in path."
-            ) from error
-        mask = jax.tree.leaves(full)
+    mask = _of_each_leaf("wrt", wrt, params, "a mask with", "Use lambda path: 'kernel' in path.")
     for value in mask:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(
@@ -116,19 +120,8 @@ def numbers_of_leaves(
     if metric is None:
         return None
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(metric))
-    if callable(metric) and (not is_tree or isinstance(metric, Partial)):
-        numbers = [metric(path_of(path)) for path, _ in leaves]
-    else:
-        try:
-            full = jax.tree.map(lambda m, p: jax.tree.map(lambda _: m, p), metric, params)
-        except ValueError as error:
-            raise ValueError(
-                "`metric` must be a function of a path, or have the structure of `params` or of "
-                f"the upper part of it, {jax.tree.structure(params)}, got "
-                f"{jax.tree.structure(metric)}. Use lambda path: 0.1 if 'kernel' in path else 1.0."
-            ) from error
-        numbers = jax.tree.leaves(full)
+    cure = "Use lambda path: 0.1 if 'kernel' in path else 1.0."
+    numbers = _of_each_leaf("metric", metric, params, "have", cure)
     scales = []
     for number, (path, leaf), moves in zip(numbers, leaves, wrt, strict=True):
         if not moves:

@@ -80,13 +80,7 @@ def _step(request: Request, numbers: _Numbers) -> Params:
         if before is not None:
             update = optax.tree.add(update, before)
     zeros = jax.tree.map(jnp.zeros_like, request.params)
-    leaves, moving = jax.tree.leaves(zeros), iter(update)
-    return jax.tree.structure(zeros).unflatten(
-        [
-            next(moving).astype(leaf.dtype) if moves else leaf
-            for leaf, moves in zip(leaves, request.options.wrt, strict=True)
-        ]
-    )
+    return split(zeros, request.options.wrt)[1](update)
 
 
 def _check(damping: Any, cutoff: Any, momentum: Any, previous: Any) -> None:

@@ -35,6 +35,11 @@ class Model(NamedTuple):
         """That of derivatives: complex where a leaf or the outputs are."""
         return dtype_of(self.jaxpr, self.w)
 
+    @property
+    def entrywise(self) -> tuple[int, ...]:
+        """Leaves whose derivatives have a number for each entry."""
+        return tuple(i for i, root in enumerate(self.roots or ()) if root.ndim)
+
 
 def dtype_of(jaxpr: Jaxpr, w: Weights) -> np.dtype:
     """Give the dtype of derivatives."""

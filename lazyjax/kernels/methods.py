@@ -193,16 +193,16 @@ def _structured(model: Model, x: PyTree, task: Task, order: str | None = None) -
             return treatment(given)
         return treatment(cheapest_order(shape, task, itemsize))
 
-    roots = model.roots
-    entrywise = () if roots is None else tuple(i for i, root in enumerate(roots) if root.ndim)
-    plan = factors.plan(model.jaxpr, len(model.w), choose, apart=task.apart, plainly=entrywise)
+    plan = factors.plan(
+        model.jaxpr, len(model.w), choose, apart=task.apart, plainly=model.entrywise
+    )
     work = structured.cost(plan, model.w, task)
 
     def contract(order: str) -> Callable[[Any, Any], Kernels]:
         return lambda f1, f2: structured.contract(plan, order, f1, f2, task.reduce)
 
     engine = Engine(
-        partial(factors.features, plan, model.w, roots=roots),
+        partial(factors.features, plan, model.w, roots=model.roots),
         {order: contract(order) for order in work.tiles},
         seconds=work.seconds,
         kept=work.kept,

@@ -57,13 +57,13 @@ def _cheaper(one: Shape, other: Shape) -> str:
     return "jacobian" if one.mixed or other.mixed or jacobians <= grams else "gram"
 
 
-def _plans(one: Job, other: Job, entrywise: tuple[int, ...]) -> tuple[Plan, Plan]:
+def _plans(one: Job, other: Job) -> tuple[Plan, Plan]:
     """Let two plans keep of each leaf what can be contracted with each other."""
     ours, theirs = (_alone(_plan(job, {}, ())) for job in (one, other))
     fitting = {
         leaf
         for leaf in ours.keys() & theirs.keys()
-        if ours[leaf][0] == theirs[leaf][0] and leaf not in entrywise
+        if ours[leaf][0] == theirs[leaf][0] and leaf not in one.model.entrywise
     }
     orders = {leaf: _cheaper(ours[leaf][1], theirs[leaf][1]) for leaf in fitting}
     plainly = tuple(leaf for leaf in range(len(one.model.w)) if leaf not in fitting)
@@ -84,9 +84,9 @@ def _engines(one: Job, other: Job, x1: PyTree, x2: PyTree, task: Task, method: s
     models = one.model, other.model
     roots = one.model.roots
     structured = method != "jacobian_contraction" and all(m.reverse for m in models)
-    if structured and not task.signs:
-        entrywise = () if roots is None else tuple(i for i, r in enumerate(roots) if r.ndim)
-        plans = _plans(one, other, entrywise)
+    structured = structured and not task.signs
+    if structured:
+        plans = _plans(one, other)
         shapes = {
             factors.leaf_of(part): shape
             for part, shape in zip(plans[0].parts, plans[0].shapes, strict=True)

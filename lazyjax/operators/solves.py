@@ -12,7 +12,6 @@ from lazyjax import checks
 from lazyjax.norms import scale_of
 from lazyjax.operators.algebra import KernelOperator, require_symmetric
 from lazyjax.operators.iterations import advance, begin, preconditioning, right_hand_side, sizes
-from lazyjax.operators.preconditioners import nystrom as nystrom  # where solves look for it
 
 CHUNK = 32  # steps a jitted call
 RESTARTS = 4  # from the true residual, where the recursion has drifted away from it
