@@ -35,7 +35,11 @@ def _layout(others: str = "", **read: str) -> _Layout:
 
 
 _WINDOW = _layout(
-    "window_strides padding base_dilation window_dilation", window="window_dimensions"
+    window="window_dimensions",
+    strides="window_strides",
+    padding="padding",
+    input_steps="base_dilation",
+    steps="window_dilation",
 )
 _CUMULATED = _layout("reverse", axis="axis")
 _SCATTER = _layout(
@@ -109,6 +113,12 @@ PARAMETERS: dict[str, _Layout] = {
     "mul": _layout("out_dtype"),  # since 0.9
     "div": _layout(),
     "add": _layout(),
+    "integer_pow": _layout(power="y"),
+    # what cuts and joins arrays, and what sums
+    "concatenate": _layout(axis="dimension"),
+    "split": _layout(axis="axis", sizes="sizes"),
+    "dynamic_slice": _layout(sizes="slice_sizes"),
+    "reduce_sum": _layout("out_sharding", axes="axes"),
     # what may join the entries of an axis
     "iota": _layout("dtype shape sharding", axis="dimension"),
     "pad": _layout(edges="padding_config"),

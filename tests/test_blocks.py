@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lazyjax.blocks import even, in_blocks, starts
-from lazyjax.kernels.tiles import tiled
+from lazyjax.tiling import tiled
 
 
 def normal(seed, *shape):

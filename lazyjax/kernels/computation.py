@@ -14,7 +14,8 @@ from lazyjax.holomorphy import is_complex
 from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
 from lazyjax.kernels.request import Request
 from lazyjax.kernels.task import COPIES, WHOLE, Task
-from lazyjax.kernels.tiles import assemble, choose_blocks, mirrored, passes
+from lazyjax.kernels.tiles import assemble, choose_blocks, passes
+from lazyjax.tiling import mirrored
 from lazyjax.types import PyTree
 
 

@@ -1,0 +1,5 @@
+"""The limit of infinite width: kernels of a model, read off its operations."""
+
+from lazyjax.limits.wide import Infinite, infinite
+
+__all__ = ["Infinite", "infinite"]

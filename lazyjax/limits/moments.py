@@ -1,0 +1,488 @@
+"""The covariances of fields, and of their derivatives: NNGP kernels and NTKs, layer by layer.
+
+For fields A, B of one channel, `second` is E A(x) B(x') and `tangent` is E <dA(x), dB(x')> over all
+weights before them. Both are asked from the output back, and only at the pairs of positions that
+are needed: of a flattened network every position with itself, of one that pools all with all.
+"""
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyjax.limits import activations
+from lazyjax.limits.activations import Profile
+from lazyjax.limits.nodes import (
+    Deterministic,
+    Entries,
+    Moved,
+    Node,
+    Pointwise,
+    Product,
+    Query,
+    Scaled,
+    Source,
+    Sum,
+    Times,
+    Tokens,
+    Window,
+    scales,
+)
+from lazyjax.limits.refusals import refuse
+
+Array = jax.Array | None
+"""(n1, n2, *positions, *positions) by the query, of lengths 1 where it is the same; None: 0."""
+
+
+def _add(*arrays: Array) -> Array:
+    found = [a for a in arrays if a is not None]
+    return sum(found[1:], found[0]) if found else None
+
+
+def _times(one: Array, other: Array) -> Array:
+    return None if one is None or other is None else one * other
+
+
+class Moments:
+    """What has been computed of a graph, for examples of two sides.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Examples of each side.
+    degree : int
+        Of quadratures.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], degree: int, dtype: Any) -> None:
+        self.sizes = sizes
+        self.degree = degree
+        self.dtype = dtype
+        self.errors: list[jax.Array] = []  # of quadratures, relative
+        self.largest = 1  # entries of the largest array for one pair
+        self._known: dict[Any, Any] = {}
+        self._profiles: dict[int, Profile] = {}
+
+    # --- what is asked ---
+
+    def second(self, a: Node, b: Node, q: Query) -> Array:
+        """Give E A(x) B(x')."""
+        return self._once("second", a, b, q, self._second)
+
+    def tangent(self, a: Node, b: Node, q: Query) -> Array:
+        """Give E <dA(x), dB(x')>."""
+        return self._once("tangent", a, b, q, self._tangent)
+
+    def mean(self, a: Node, side: int) -> Array:
+        """Give E A(x), (n, *positions)."""
+        key = ("mean", id(a), side)
+        if key not in self._known:
+            self._known[key] = self._mean(a, side)
+        return self._known[key]
+
+    def _once(self, name: str, a: Node, b: Node, q: Query, compute: Any) -> Array:
+        if not a.shape:
+            q = q._replace(every=False)
+        key = (name, id(a), id(b), q)
+        if key not in self._known:
+            self._known[key] = found = compute(a, b, q)
+            if found is not None and q.crossed:
+                self.largest = max(self.largest, int(np.prod(found.shape[2:])))
+        return self._known[key]
+
+    # --- shapes ---
+
+    def spread(self, value: jax.Array, q: Query, right: bool) -> jax.Array:
+        """Give (n, *positions) of one side as the query has pairs."""
+        n, *positions = value.shape
+        batch = (n,) if not q.crossed else (1, n) if right else (n, 1)
+        ones = (1,) * len(positions)
+        if not q.every:
+            return value.reshape(*batch, *positions)
+        return value.reshape(*batch, *((*ones, *positions) if right else (*positions, *ones)))
+
+    def _outer(self, a: Array, b: Array, q: Query) -> Array:
+        if a is None or b is None:
+            return None
+        return self.spread(a, q, False) * self.spread(b, q, True)
+
+    def variance(self, a: Node, side: int) -> jax.Array:
+        """Give E A(x)^2 at every position, (n, *positions)."""
+        found = self.second(a, a, Query(side, side, False, False))
+        return jnp.zeros((1, *a.shape), self.dtype) if found is None else found
+
+    def _full(self, array: jax.Array, a: Node, b: Node, q: Query) -> jax.Array:
+        """Give an array with all its positions."""
+        batch = array.shape[: 1 + q.crossed]
+        return jnp.broadcast_to(array, (*batch, *a.shape, *(b.shape if q.every else ())))
+
+    def _move(self, node: Moved, array: Array, other: Node, q: Query, *, right: bool) -> Array:
+        """Apply a map of positions to one side of all pairs."""
+        if array is None:
+            return None
+        ends = (other, node.inner) if right else (node.inner, other)
+        array = self._full(array, *ends, q)
+        batch = array.shape[: 1 + q.crossed]
+        shapes = [end.shape for end in ends]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        if right:
+            flat = array.reshape(*batch, sizes[0], *shapes[1])
+        else:
+            flat = array.reshape(*batch, *shapes[0], sizes[1])
+        if node.mix is None:
+            operation = node.operation
+            inner = jax.vmap(operation) if right else jax.vmap(operation, -1, -1)
+            for _ in batch:
+                inner = jax.vmap(inner)
+            out = inner(flat)
+        else:
+            out = self._mixed(node, flat, batch, q, right)
+        new = (*shapes[0], *node.shape) if right else (*node.shape, *shapes[1])
+        return out.reshape(*batch, *new)
+
+    def _mixed(
+        self, node: Moved, flat: jax.Array, batch: tuple[int, ...], q: Query, right: bool
+    ) -> jax.Array:
+        assert node.mix is not None
+        matrix = node.mix.sides[q.right if right else q.left]
+        inner = node.operation
+        single = jax.vmap(inner, (0, None)) if right else jax.vmap(inner, (-1, None), -1)
+        n = batch[1] if q.crossed and right else batch[0]
+        matrix = jnp.broadcast_to(matrix, (max(n, matrix.shape[0]), *matrix.shape[1:]))
+        if n == 1 and matrix.shape[0] > 1:
+            size = (batch[0], matrix.shape[0]) if right and q.crossed else (matrix.shape[0],)
+            flat = jnp.broadcast_to(flat, (*size, *flat.shape[len(size) :]))
+        if not q.crossed:
+            return jax.vmap(single)(flat, matrix)
+        if right:
+            return jax.vmap(jax.vmap(single), (0, None))(flat, matrix)
+        return jax.vmap(jax.vmap(single, (0, None)))(flat, matrix)
+
+    def _diagonal(self, array: Array, a: Node, b: Node, q: Query) -> Array:
+        """Take every position with itself from all pairs of them."""
+        if array is None:
+            return None
+        array = self._full(array, a, b, q._replace(every=True))
+        batch, size = array.shape[: 1 + q.crossed], int(np.prod(a.shape))
+        square = array.reshape(*batch, size, size)
+        return jnp.diagonal(square, axis1=-2, axis2=-1).reshape(*batch, *a.shape)
+
+    # --- linear nodes ---
+
+    def _linear(self, a: Node, b: Node, q: Query, ask: Any, own: Any) -> Array:
+        """Take linear nodes away, first of A and then of B; `ask` what is inside.
+
+        `own` is what the weights of a `Scaled` add themselves.
+        """
+        match a, b:
+            case Sum(), _:
+                return _add(*(ask(term, b, q) for term in a.terms))
+            case _, Sum():
+                return _add(*(ask(a, term, q) for term in b.terms))
+            case Times(), _:
+                value = self.spread(a.value.sides[q.left], q, False)
+                return _times(ask(a.inner, b, q), value)
+            case _, Times():
+                value = self.spread(b.value.sides[q.right], q, True)
+                return _times(ask(a, b.inner, q), value)
+            case Scaled(), _:
+                value = self.spread(a.value.sides[q.left], q, False)
+                return _add(_times(ask(a.inner, b, q), value), own(a, b, q))
+            case _, Scaled():
+                value = self.spread(b.value.sides[q.right], q, True)
+                return _times(ask(a, b.inner, q), value)
+        return self._moved(a, b, q, ask)
+
+    def _moved(self, a: Node, b: Node, q: Query, ask: Any) -> Array:
+        if not q.every:
+            alike = isinstance(a, Moved) and isinstance(b, Moved) and a.key == b.key
+            if alike and a.selects and a.mix is None and b.mix is None:
+                inner = ask(a.inner, b.inner, q)
+                if inner is None:
+                    return None
+                inner = self._full(inner, a.inner, b.inner, q)
+                operation = a.operation
+                for _ in range(1 + q.crossed):
+                    operation = jax.vmap(operation)
+                return operation(inner)
+            every = self._moved(a, b, q._replace(every=True), ask)
+            return self._diagonal(every, a, b, q)
+        if isinstance(a, Moved):
+            return self._move(a, ask(a.inner, b, q), b, q, right=False)
+        assert isinstance(b, Moved)
+        return self._move(b, ask(a, b.inner, q), a, q, right=True)
+
+    # --- second moments ---
+
+    def _second(self, a: Node, b: Node, q: Query) -> Array:
+        if not a.sources & b.sources:
+            return self._outer(self.mean(a, q.left), self.mean(b, q.right), q)
+        if isinstance(a, Source) and isinstance(b, Source):
+            return self._source(a, q)[0]
+        if _is_linear(a) or _is_linear(b):
+            return self._linear(a, b, q, self.second, lambda *_: None)
+        return self._expectation(a, b, q)
+
+    def _mean(self, a: Node, side: int) -> Array:
+        if a.gaussian:
+            return None
+        match a:
+            case Deterministic():
+                return a.value.sides[side]
+            case Sum():
+                return _add(*(self.mean(term, side) for term in a.terms))
+            case Times() | Scaled():
+                return _times(self.mean(a.inner, side), a.value.sides[side])
+            case Moved():
+                inner = self.mean(a.inner, side)
+                if inner is None:
+                    return None
+                inner = jnp.broadcast_to(inner, (inner.shape[0], *a.inner.shape))
+                if a.mix is None:
+                    return jax.vmap(a.operation)(inner)
+                matrix = a.mix.sides[side]
+                n = max(len(matrix), len(inner))
+                inner, matrix = (jnp.broadcast_to(v, (n, *v.shape[1:])) for v in (inner, matrix))
+                return jax.vmap(a.operation)(inner, matrix)
+        assert isinstance(a, Pointwise)
+        factors = self._gate(a, a)
+        if factors is not None:
+            return _times(
+                self._argument_mean(factors[0], side), self._argument_mean(factors[1], side)
+            )
+        profile = self.profile(a)
+        return activations.mean(self, profile, side)
+
+    def _argument_mean(self, a: Any, side: int) -> Array:
+        return self.mean(a, side)
+
+    def profile(self, a: Pointwise) -> Profile:
+        """Give the function that a node is, of its Gaussian fields."""
+        if id(a) not in self._profiles:
+            self._profiles[id(a)] = activations.profile(a)
+        return self._profiles[id(a)]
+
+    def _gate(self, a: Node, b: Node) -> tuple[Node, Node, Node, Node] | None:
+        """Give A = A1 A2 and B = B1 B2, where A1, B1 are independent of A2, B2."""
+        if not (_is_gate(a) and _is_gate(b)):
+            return None
+        (a1, a2), (b1, b2) = a.arguments, b.arguments
+        for c1, c2 in ((b1, b2), (b2, b1)):
+            if not (a1.sources | c1.sources) & (a2.sources | c2.sources):
+                return a1, a2, c1, c2
+        return None
+
+    def _expectation(self, a: Node, b: Node, q: Query) -> Array:
+        gate = self._gate(a, b)
+        if gate is not None:
+            a1, a2, b1, b2 = gate
+            return _times(self.second(a1, b1, q), self.second(a2, b2, q))
+        if isinstance(a, Pointwise) and isinstance(b, Pointwise):
+            return activations.second(self, self.profile(a), self.profile(b), q)
+        if isinstance(b, Pointwise):
+            return self._with_field(a, b, q, flipped=False, ask=self.second)
+        assert isinstance(a, Pointwise)
+        return self._with_field(b, a, q, flipped=True, ask=self.second)
+
+    def _with_field(self, z: Node, b: Pointwise, q: Query, *, flipped: bool, ask: Any) -> Array:
+        """Compute E z(x) g(u') = sum_j E g_j(u') cov(z, u_j'), and likewise of derivatives."""
+        profile = self.profile(b)
+        side = q.left if flipped else q.right
+        total = None
+        for j, field in enumerate(profile.fields):
+            slope = activations.mean(self, profile.derivative(j), side)
+            if slope is not None:
+                inside = ask(field, z, q) if flipped else ask(z, field, q)
+                total = _add(total, _times(inside, self.spread(slope, q, not flipped)))
+        return total
+
+    # --- derivatives ---
+
+    def _tangent(self, a: Node, b: Node, q: Query) -> Array:
+        if not a.sources & b.sources:
+            return None
+        if isinstance(a, Source) and isinstance(b, Source):
+            return self._source(a, q)[1]
+        if _is_linear(a) or _is_linear(b):
+            return self._linear(a, b, q, self.tangent, self._of_scales)
+        gate = self._gate(a, b)
+        if gate is not None:
+            a1, a2, b1, b2 = gate
+            return _add(
+                _times(self.tangent(a1, b1, q), self.second(a2, b2, q)),
+                _times(self.second(a1, b1, q), self.tangent(a2, b2, q)),
+            )
+        if isinstance(a, Pointwise) and isinstance(b, Pointwise):
+            return activations.tangent(self, self.profile(a), self.profile(b), q)
+        z, g = (a, b) if isinstance(b, Pointwise) else (b, a)
+        assert isinstance(g, Pointwise)
+        if any(scales(u) for u in self.profile(g).fields):
+            refuse(
+                "a scale whose field enters beside its own activation",
+                "add what has a product between",
+            )
+        return self._with_field(z, g, q, flipped=g is a, ask=self.tangent)
+
+    def fixed(self, a: Node, b: Node, q: Query) -> Array:
+        """Give E <dA, dB> without what the weights of `Scaled` add."""
+        return self._once("fixed", a, b, q, self._fixed)
+
+    def _fixed(self, a: Node, b: Node, q: Query) -> Array:
+        if not a.sources & b.sources:
+            return None
+        if isinstance(a, Source) and isinstance(b, Source):
+            return self._source(a, q)[1]
+        return self._linear(a, b, q, self.fixed, lambda *_: None)
+
+    def _of_scales(self, a: Scaled, b: Node, q: Query) -> Array:
+        """Give what the weights of a scale add: their derivatives are the fields they multiply."""
+        for pattern, inner in scales(b):
+            if pattern is a.pattern:
+                return _times(
+                    self.second(a.inner, inner, q), _same(pattern, pattern, q, self.dtype)
+                )
+            if np.intersect1d(pattern, a.pattern).size:
+                refuse("a scale that is used at several places", "give each its own")
+        return None
+
+    # --- sources ---
+
+    def _source(self, z: Source, q: Query) -> tuple[Array, Array]:
+        """Give the covariance of a source, and that of its derivatives."""
+        key = ("source", id(z), q)
+        if key not in self._known:
+            match z:
+                case Product():
+                    self._known[key] = self._product(z, q)
+                case Entries():
+                    self._known[key] = self._entries(z, q)
+                case Tokens():
+                    self._known[key] = self._tokens(z, q)
+        return self._known[key]
+
+    def _entries(self, z: Entries, q: Query) -> tuple[Array, Array]:
+        same = _same(z.pattern, z.pattern, q, self.dtype)
+        factor = self._outer(z.factor.sides[q.left], z.factor.sides[q.right], q)
+        same = _times(same, factor)
+        return (None if z.variance is None else z.variance * same), same
+
+    def _tokens(self, z: Tokens, q: Query) -> tuple[Array, Array]:
+        left = self.spread(z.value.sides[q.left], q, False)
+        right = self.spread(z.value.sides[q.right], q, True)
+        same = z.factor**2 * (left == right).astype(self.dtype)
+        return z.variance * same, same
+
+    def _product(self, z: Product, q: Query) -> tuple[Array, Array]:
+        square = z.factor**2
+        moment = self._contracted(z, q, self.second)
+        inner = self._contracted(z, q, self.tangent)
+        if moment is None:
+            return None, None
+        k = z.variance * square * moment
+        derivative = square * moment
+        return k, derivative if inner is None else derivative + z.variance * square * inner
+
+    def _contracted(self, z: Product, q: Query, ask: Callable[..., Array]) -> Array:
+        """Sum over what is contracted: channels, positions and windows."""
+        total = None
+        for count, h in z.terms:
+            if isinstance(h, Deterministic):
+                part = self._of_inputs(z, h, q) if ask == self.second else None
+            else:
+                part = self._summed(z, h, q, ask)
+            total = _add(total, None if part is None else count * part)
+        if total is None:
+            return None
+        first = 1 + q.crossed
+        places = len(z.kept)
+        for i in z.own if q.every else ():
+            n = total.shape[first + i]
+            eye = jnp.eye(n, dtype=total.dtype)
+            shape = [1] * total.ndim
+            shape[first + i] = shape[first + places + i] = n
+            total = total * eye.reshape(shape)
+        for i, window in enumerate(z.windows):
+            axes = (first + i, first + places + i) if q.every else (first + i,)
+            total = _window_sum(total, axes, window)
+        return total
+
+    def _summed(self, z: Product, h: Node, q: Query, ask: Callable[..., Array]) -> Array:
+        every = q.every and bool(z.kept)
+        array = ask(h, h, q._replace(every=every))
+        if array is None:
+            return None
+        first = 1 + q.crossed
+        array = self._full(array, h, h, q._replace(every=every))
+        letters = iter(string.ascii_letters)
+        batch = [next(letters) for _ in range(first)]
+        left = [next(letters) for _ in h.shape]
+        right = [c if i in z.summed else next(letters) for i, c in enumerate(left)]
+        keep_left, keep_right = ([side[i] for i in z.kept] for side in (left, right))
+        if every:
+            spec = "".join([*batch, *left, *right, "-", *batch, *keep_left, *keep_right])
+        else:
+            spec = "".join([*batch, *left, "-", *batch, *keep_left])
+        return jnp.einsum(spec.replace("-", "->"), array)
+
+    def _of_inputs(self, z: Product, h: Deterministic, q: Query) -> Array:
+        """Multiply inputs with inputs."""
+        values = [
+            jnp.broadcast_to(h.value.sides[side], (h.value.sides[side].shape[0], *h.shape))
+            for side in (q.left, q.right)
+        ]
+        letters = iter(string.ascii_letters)
+        ones = next(letters), next(letters)
+        batch = ones if q.crossed else (ones[0], ones[0])
+        left = [next(letters) for _ in h.shape]
+        every = q.every and bool(z.kept)
+        shared = [i in z.summed or not every for i in range(len(left))]
+        right = [c if same else next(letters) for c, same in zip(left, shared, strict=True)]
+        keep_left, keep_right = ([side[i] for i in z.kept] for side in (left, right))
+        if not q.crossed and values[0].shape[0] != values[1].shape[0]:
+            n = max(len(v) for v in values)
+            values = [jnp.broadcast_to(v, (n, *v.shape[1:])) for v in values]
+        out = [*(batch if q.crossed else batch[:1]), *keep_left, *(keep_right if every else ())]
+        spec = f"{batch[0]}{''.join(left)},{batch[1]}{''.join(right)}->{''.join(out)}"
+        return jnp.einsum(spec, *values, precision="highest")
+
+
+def _is_linear(a: Node) -> bool:
+    return isinstance(a, Sum | Times | Scaled | Moved)
+
+
+def _is_gate(a: Node) -> bool:
+    both = isinstance(a, Pointwise) and all(isinstance(b, Node) for b in a.arguments)
+    return both and a.name == "mul" and len(a.arguments) == 2  # type: ignore[attr-defined]
+
+
+def _same(one: np.ndarray, other: np.ndarray, q: Query, dtype: Any) -> jax.Array:
+    """Tell which entries of two patterns are the same, (1, 1, *positions, *positions)."""
+    batch = (1, 1) if q.crossed else (1,)
+    if not q.every:
+        return jnp.asarray(one == other, dtype).reshape(*batch, *one.shape)
+    same = one.reshape(-1)[:, None] == other.reshape(-1)[None]
+    return jnp.asarray(same.reshape(*batch, *one.shape, *other.shape), dtype)
+
+
+def _window_sum(array: jax.Array, axes: tuple[int, ...], window: Window) -> jax.Array:
+    """Sum over the offsets of a window, the same offset along all of some axes."""
+    low, high = window.padding
+    if low or high or window.input_step > 1:
+        edges = [(0, 0, 0)] * array.ndim
+        for axis in axes:
+            edges[axis] = (low, high, window.input_step - 1)
+        array = jax.lax.pad(array, jnp.zeros((), array.dtype), edges)
+    places = (array.shape[axes[0]] - (window.size - 1) * window.step - 1) // window.stride + 1
+    total = None
+    for i in range(window.size):
+        part = array
+        for axis in axes:
+            start = i * window.step
+            stop = start + (places - 1) * window.stride + 1
+            part = jax.lax.slice_in_dim(part, start, stop, window.stride, axis)
+        total = part if total is None else total + part
+    assert total is not None
+    return total

@@ -1,0 +1,446 @@
+"""What a network is in the limit: a graph of fields over its channels.
+
+A node stands for an array of a network whose channels are alike and independent of each other: what
+it holds at its positions, of one channel. All that is random in it comes from sources, Gaussian and
+independent of each other; linear nodes combine them, pointwise ones are functions of them. Nothing
+is computed here: `moments` asks nodes for their covariances.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyjax.limits.refusals import refuse
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A value that is not random: of each side, x1 and x2, an array (n or 1, *positions)."""
+
+    sides: tuple[jax.Array, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The positions."""
+        return self.sides[0].shape[1:]
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> "Known":
+        """Apply a function to both sides, once where they are one."""
+        done: dict[int, jax.Array] = {}
+        for side in self.sides:
+            if id(side) not in done:
+                done[id(side)] = function(side)
+        return Known(tuple(done[id(side)] for side in self.sides))
+
+
+class Query(NamedTuple):
+    """Which pairs are asked for."""
+
+    left: int  # the side: 0 of x1, 1 of x2
+    right: int
+    crossed: bool  # every example of the one with every one of the other; else with itself
+    every: bool  # every position with every other; else with itself
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """Base of all nodes: `shape` are positions, `sources` the numbers of what is random in it."""
+
+    shape: tuple[int, ...]
+    sources: frozenset[int] = field(default=frozenset(), kw_only=True)
+    gaussian: bool = field(default=False, kw_only=True)  # jointly, of mean 0
+
+
+@dataclass(frozen=True, eq=False)
+class Deterministic(Node):
+    """The same in every channel, and not random."""
+
+    value: Known
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Node):
+    """A Gaussian field of fresh weights; of each variance `part` names the channels."""
+
+    part: tuple[Any, ...]
+
+    def of(self, part: tuple[Any, ...]) -> "Source":
+        """Give other channels of the same field, independent of these."""
+        return _fresh(self, part=part)
+
+
+def _fresh(source: Any, **changes: Any) -> Any:
+    fields = {k: getattr(source, k) for k in source.__dataclass_fields__} | changes
+    fields["sources"] = frozenset({next(_numbers)})
+    return type(source)(**fields)
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Source):
+    """A product with fresh weights W of some variance, z = factor * sum_i W_i h_i.
+
+    `terms` are what is contracted: how many channels, and of which field. Positions in `summed`
+    are contracted too; those in `kept` stay, in this order; `windows` sums over the window of a
+    convolution; along `own` every position has weights of its own.
+    """
+
+    terms: tuple[tuple[int, Node], ...]
+    summed: tuple[int, ...]
+    kept: tuple[int, ...]
+    windows: tuple["Window", ...]
+    own: tuple[int, ...]
+    variance: float
+    factor: Any
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window of a convolution along one axis of positions."""
+
+    size: int
+    stride: int
+    padding: tuple[int, int]
+    input_step: int
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class Entries(Source):
+    """Weights themselves, as a bias: `pattern` numbers the entries, equal where they are one.
+
+    With variance None they are not random, of value 0 (`Deterministic` has what they are), and only
+    differentiated.
+    """
+
+    pattern: np.ndarray
+    variance: float | None
+    factor: Known
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens(Source):
+    """Rows of a table of fresh weights: `value` are the numbers of the rows."""
+
+    value: Known
+    variance: float
+    factor: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Node):
+    """A sum of fields."""
+
+    terms: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Times(Node):
+    """A field times what is not random."""
+
+    inner: Node
+    value: Known
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Node):
+    """A field times weights, one a channel, that are not random but differentiated."""
+
+    inner: Node
+    value: Known
+    pattern: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Moved(Node):
+    """A linear map of the positions; with the same `key` it is the same map.
+
+    `mix` is a matrix of each side by which positions are mixed, None where it is the same always.
+    """
+
+    inner: Node
+    operation: Callable[..., jax.Array]
+    key: Any
+    selects: bool  # each position is one of those of `inner`, or 0
+    mix: Known | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise(Node):
+    """A function of the fields and of what is not random, entry by entry."""
+
+    arguments: tuple[Any, ...]  # Node or Known
+    function: Callable[..., jax.Array]
+    name: str
+
+
+def source(kind: type, shape: tuple[int, ...], *arguments: Any) -> Any:
+    """Make a source that is independent of all others."""
+    own = frozenset({next(_numbers)})
+    return kind(shape, ("all",), *arguments, sources=own, gaussian=True)
+
+
+def _all_sources(nodes: Any) -> frozenset[int]:
+    return frozenset().union(*(n.sources for n in nodes if isinstance(n, Node)))
+
+
+class Graph:
+    """Makes the nodes of one network, the same one for the same request."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Node] = {}
+        self._held: list[Any] = []  # what keys name by identity
+        self._selected: dict[int, tuple[Node, Any, Any]] = {}  # of which node, and how
+
+    def _once(self, key: Any, make: Callable[[], Node], *held: Any) -> Node:
+        if key not in self._made:
+            self._made[key] = make()
+            self._held += held
+        return self._made[key]
+
+    def sum(self, *nodes: Node) -> Node:
+        """Add fields."""
+        terms = list(nodes)
+        if len(terms) == 1:
+            return terms[0]
+        key = ("sum", *map(id, terms))
+        return self._once(
+            key,
+            lambda: Sum(
+                terms[0].shape,
+                tuple(terms),
+                sources=_all_sources(terms),
+                gaussian=all(t.gaussian for t in terms),
+            ),
+            *terms,
+        )
+
+    def times(self, node: Node, value: Known) -> Node:
+        """Multiply by what is not random."""
+        if isinstance(node, Sum) and not node.gaussian:  # a Gaussian one stays one field
+            return self.sum(*(self.times(term, value) for term in node.terms))
+        if isinstance(node, Deterministic):
+            return Deterministic(node.shape, product_of(node.value, value))
+        key = ("times", id(node), id(value))
+        return self._once(
+            key,
+            lambda: Times(node.shape, node, value, sources=node.sources, gaussian=node.gaussian),
+            node,
+            value,
+        )
+
+    def scaled(self, node: Node, value: Known, pattern: np.ndarray) -> Node:
+        """Multiply by weights that are not random."""
+        return Scaled(
+            node.shape, node, value, pattern, sources=node.sources, gaussian=node.gaussian
+        )
+
+    def pointwise(self, name: str, function: Callable[..., jax.Array], arguments: Any) -> Node:
+        """Apply a function, entry by entry."""
+        shape = next(a.shape for a in arguments if isinstance(a, Node))
+        return Pointwise(shape, tuple(arguments), function, name, sources=_all_sources(arguments))
+
+    def moved(
+        self,
+        node: Node,
+        operation: Callable[..., jax.Array],
+        shape: tuple[int, ...],
+        key: Any,
+        *,
+        selects: bool = False,
+        fills: bool = False,
+        mix: Known | None = None,
+    ) -> Node:
+        """Apply a linear map of positions: to the fields inside, where that is the same.
+
+        A map that selects positions, without filling any, goes through everything to the sources.
+        """
+        options = {"selects": selects, "fills": fills, "mix": mix}
+        new = self._moved(node, operation, shape, key, **options)
+        if selects and not fills and id(new) not in self._selected:
+            base, first, name = self._selected.get(id(node), (node, None, ()))
+            both = operation if first is None else lambda a: operation(first(a))
+            self._selected[id(new)] = (base, both, (*name, key))
+            self._held += [node, new]
+        return new
+
+    def from_one(
+        self, groups: list[tuple[tuple[int, Node], ...]]
+    ) -> tuple[tuple[tuple[int, Node], ...], list[Any], Any] | None:
+        """Give what all of some fields are selections of, and the selections; None if they differ."""
+        found = [
+            [self._selected.get(id(node), (node, lambda a: a, ())) for _, node in parts]
+            for parts in groups
+        ]
+        bases = {tuple(id(base) for base, _, _ in each) for each in found}
+        if len(bases) > 1:
+            return None
+        base = tuple(
+            (count, node) for (count, _), (node, _, _) in zip(groups[0], found[0], strict=True)
+        )
+        keys = tuple(each[0][2] for each in found)
+        return base, [each[0][1] for each in found], keys
+
+    def _moved(
+        self,
+        node: Node,
+        operation: Callable[..., jax.Array],
+        shape: tuple[int, ...],
+        key: Any,
+        *,
+        selects: bool,
+        fills: bool,
+        mix: Known | None,
+    ) -> Node:
+
+        def through(inner: Node) -> Node:
+            return self.moved(inner, operation, shape, key, selects=selects, fills=fills, mix=mix)
+
+        def known(value: Known) -> Known:
+            def one(side: jax.Array) -> jax.Array:
+                full = jnp.broadcast_to(side, (side.shape[0], *node.shape))
+                return jax.vmap(operation)(full)
+
+            return value.map(one)
+
+        if isinstance(node, Sum):
+            return self.sum(*map(through, node.terms))
+        if isinstance(node, Deterministic) and mix is None:
+            return Deterministic(shape, known(node.value))
+        name = ("moved", id(node), key, id(mix))
+        if selects and not fills:
+            match node:
+                case Times():
+                    return self._once(
+                        name, lambda: self.times(through(node.inner), known(node.value)), node
+                    )
+                case Scaled():
+                    pattern = np.asarray(_on_host(operation, node.pattern))
+                    return self._once(
+                        name,
+                        lambda: self.scaled(through(node.inner), known(node.value), pattern),
+                        node,
+                    )
+                case Pointwise():
+                    return self._once(
+                        name,
+                        lambda: self.pointwise(
+                            node.name,
+                            node.function,
+                            [
+                                through(a) if isinstance(a, Node) else known(a)
+                                for a in node.arguments
+                            ],
+                        ),
+                        node,
+                    )
+                case Moved() if node.selects and node.mix is None:
+                    inner = node.operation
+                    return self.moved(
+                        node.inner,
+                        lambda a: operation(inner(a)),
+                        shape,
+                        (node.key, key),
+                        selects=True,
+                        fills=True,
+                    )
+        return self._once(
+            name,
+            lambda: Moved(
+                shape,
+                node,
+                operation,
+                key,
+                selects,
+                mix,
+                sources=node.sources,
+                gaussian=node.gaussian,
+            ),
+            node,
+            mix,
+        )
+
+    def restrict(self, node: Node, part: tuple[Any, ...]) -> Node:
+        """Give some of the channels: other ones are independent of these."""
+        inner = partial(self.restrict, part=part)
+        name = ("part", id(node), part)
+
+        def make() -> Node:
+            match node:
+                case Deterministic():
+                    return node
+                case Source():
+                    return node.of((*node.part, part))
+                case Sum():
+                    return self.sum(*map(inner, node.terms))
+                case Times():
+                    return self.times(inner(node.inner), node.value)
+                case Scaled():
+                    return self.scaled(inner(node.inner), node.value, node.pattern)
+                case Moved():
+                    return self.moved(
+                        inner(node.inner),
+                        node.operation,
+                        node.shape,
+                        node.key,
+                        selects=node.selects,
+                        fills=True,
+                        mix=node.mix,
+                    )
+                case Pointwise():
+                    return self.pointwise(
+                        node.name,
+                        node.function,
+                        [inner(a) if isinstance(a, Node) else a for a in node.arguments],
+                    )
+            raise AssertionError(node)
+
+        return self._once(name, make, node)
+
+
+def _on_host(operation: Callable[..., jax.Array], pattern: np.ndarray) -> jax.Array:
+    with jax.ensure_compile_time_eval():
+        return operation(jnp.asarray(pattern))
+
+
+def product_of(one: Known, other: Known) -> Known:
+    """Multiply two values, entry by entry."""
+    done: dict[tuple[int, int], jax.Array] = {}
+    sides = []
+    for a, b in zip(one.sides, other.sides, strict=True):
+        if (id(a), id(b)) not in done:
+            done[id(a), id(b)] = a * b
+        sides.append(done[id(a), id(b)])
+    return Known(tuple(sides))
+
+
+def scales(a: Node) -> list[tuple[np.ndarray, Node]]:
+    """Give, of a linear field, the patterns of its scales and the derivative by each.
+
+    Maps of positions move both; what is multiplied later multiplies the derivative.
+    """
+    match a:
+        case Sum():
+            return [pair for term in a.terms for pair in scales(term)]
+        case Times():
+            return [
+                (p, Times(a.shape, w, a.value, sources=w.sources, gaussian=w.gaussian))
+                for p, w in scales(a.inner)
+            ]
+        case Scaled():
+            inner = [
+                (p, Scaled(a.shape, w, a.value, a.pattern, sources=w.sources, gaussian=w.gaussian))
+                for p, w in scales(a.inner)
+            ]
+            return [(a.pattern, a.inner), *inner]
+        case Moved():
+            if scales(a.inner):
+                refuse("positions that are mixed after a scale that is differentiated", "")
+    return []

@@ -1,0 +1,416 @@
+"""A network's operations, read one after the other into a graph of fields."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal
+
+from lazyjax.equations import (
+    Jaxpr,
+    equations,
+    evaluate,
+    inlined,
+    inner_jaxprs,
+    is_custom_jvp,
+    is_custom_vjp,
+    needed,
+    settings,
+    source_of_rule,
+)
+from lazyjax.equations import (
+    known as can_be_read,
+)
+from lazyjax.limits.layouts import Atom, Axes, channels, positions, refine, widths
+from lazyjax.limits.moments import Moments
+from lazyjax.limits.nodes import Deterministic, Entries, Graph, Known, Node, product_of, source
+from lazyjax.limits.refusals import refuse
+from lazyjax.limits.values import (
+    Fixed,
+    Leaf,
+    Value,
+    Wide,
+    at_positions,
+    fixed,
+    now,
+)
+
+_OF_JAX = str(Path(jax.__file__).parent)
+
+POINTWISE = set(
+    [
+        "abs",
+        "max",
+        "min",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "tanh",
+        "sinh",
+        "cosh",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "atan2",
+        "asinh",
+        "acosh",
+        "atanh",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "logistic",
+        "sqrt",
+        "rsqrt",
+        "cbrt",
+        "square",
+        "integer_pow",
+        "pow",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "clamp",
+        "gt",
+        "ge",
+        "lt",
+        "le",
+        "eq",
+        "ne",
+        "and",
+        "or",
+        "not",
+        "xor",
+        "select_n",
+        "lgamma",
+        "digamma",
+        "is_finite",
+        "stop_gradient",
+        "rem",
+        "mul",
+        "div",
+        "add",
+        "sub",
+        "neg",
+        "add_any",
+        "convert_element_type",
+        "reduce_precision",
+        "copy",
+        "name",
+    ]
+)
+"""Primitives that act entry by entry."""
+
+
+class Reader:
+    """What is known while a network is read."""
+
+    def __init__(
+        self, moments: Moments, operations: dict[str, Any], size: int, *, trusted: bool
+    ) -> None:
+        self.operations = operations
+        self.graph = Graph()
+        self.moments = moments
+        self.trusted = trusted
+        self.used = np.zeros(size, bool)  # which weights have been
+        self.contracted: set[int] = set()  # widths that products have summed over
+        self._same: dict[int, int] = {}  # widths that additions have found to be one
+        self._widths = 0
+
+    # --- widths ---
+
+    def new_width(self, length: int) -> Atom:
+        """Give a width of its own."""
+        self._widths += 1
+        return Atom(length, self._widths)
+
+    def root(self, width: int) -> int:
+        """Give the first of the widths that are one."""
+        while width in self._same:
+            width = self._same[width]
+        return width
+
+    def unite(self, one: int, other: int) -> None:
+        """Make two widths one."""
+        one, other = self.root(one), self.root(other)
+        if one != other:
+            self._same[max(one, other)] = min(one, other)
+
+    def is_contracted(self, axes: Axes) -> bool:
+        """Tell whether a product has summed over channels of these axes."""
+        return bool({self.root(w) for w in widths(axes)} & set(map(self.root, self.contracted)))
+
+    def use(self, leaf: Leaf, where: str) -> None:
+        """Take weights, which are there once."""
+        entries = np.unique(leaf.entries)
+        if self.used[entries].any():
+            refuse(f"the weight {leaf.name}, which is used twice", "Give each use its own", where)
+        self.used[entries] = True
+
+    # --- values ---
+
+    def at(self, value: Fixed, axes: Axes, where: str) -> Known:
+        """Give what is not random at the positions of a field."""
+        return at_positions(value, axes, trusted=self.trusted, where=where)
+
+    def moved(
+        self,
+        value: Wide,
+        operation: Callable[..., jax.Array],
+        axes: Axes,
+        key: Any,
+        *,
+        selects: bool = True,
+        fills: bool = False,
+        mix: Known | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Wide:
+        """Apply a linear map to the positions of a field."""
+        shape = positions(axes) if shape is None else shape
+        options = {"selects": selects, "fills": fills, "mix": mix}
+        return value.map(
+            lambda node: self.graph.moved(node, operation, shape, (key, node.shape), **options),
+            axes,
+        )
+
+    def reshaped(self, value: Wide, axes: Axes, shape: tuple[int, ...] | None = None) -> Wide:
+        """Lay the positions of a field out anew, in the same order."""
+        shape = positions(axes) if shape is None else shape
+        if all(node.shape == shape for _, node in value.parts):
+            return Wide(value.parts, axes)
+        key = ("reshape", shape)
+        return self.moved(value, lambda a: a.reshape(shape), axes, key, shape=shape)
+
+    def merged(self, value: Wide, axis: int, where: str) -> Wide:
+        """Make the positions along an axis one atom."""
+        atoms = value.axes[axis]
+        if any(a.width is not None for a in atoms):
+            refuse("an operation along the width", "", where)
+        length = value.shape[axis]
+        axes = (*value.axes[:axis], (Atom(length),) if length > 1 else (), *value.axes[axis + 1 :])
+        return self.reshaped(value, axes)
+
+    def field_of(self, leaf: Leaf, axes: Axes, where: str) -> Node:
+        """Make a field of weights that are added: a bias."""
+        self.use(leaf, where)
+        pattern = self.pattern(leaf, axes, where)
+        ones = replace(fixed(np.ones((), self.moments.dtype), len(self.moments.sizes)))
+        factor = self.at(ones if leaf.factor is None else leaf.factor, axes, where)
+        node = source(Entries, positions(axes), pattern, leaf.variance, factor)
+        if leaf.values is None:
+            return node
+        value = self.at(leaf.values, axes, where)
+        return self.graph.sum(node, Deterministic(positions(axes), product_of(value, factor)))
+
+    def pattern(self, leaf: Leaf, axes: Axes, where: str) -> np.ndarray:
+        """Number the entries of one channel; each channel must have its own."""
+        atoms = [a for axis in axes for a in axis]
+        entries = leaf.entries.reshape([a.length for a in atoms])
+        order = [i for i, a in enumerate(atoms) if a.width is None]
+        order += [i for i, a in enumerate(atoms) if a.width is not None]
+        rows = entries.transpose(order).reshape(-1, channels(axes))
+        first = rows[:, 0]
+        if np.unique(rows).size != np.unique(first).size * rows.shape[1]:
+            refuse(
+                f"the weight {leaf.name}, which several channels share",
+                "Give each channel its own, or keep it in f as a constant",
+                where,
+            )
+        return first.reshape(positions(axes))
+
+    # --- one operation after the other ---
+
+    def read(self, closed: Jaxpr, inputs: list[Value]) -> list[Value]:
+        """Read a jaxpr."""
+        jaxpr = closed.jaxpr
+        values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        n = len(self.moments.sizes)
+        values |= {v: fixed(c, n) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
+
+        def of(atom: Any) -> Value:
+            return fixed(np.asarray(atom.val), n) if isinstance(atom, Literal) else values[atom]
+
+        for equation, is_needed in zip(jaxpr.eqns, needed(jaxpr), strict=True):
+            if is_needed:
+                given = list(map(of, equation.invars))
+                out = self.step(jaxpr, equation, given)
+                values |= dict(zip(equation.outvars, out, strict=True))
+        return list(map(of, jaxpr.outvars))
+
+    def step(self, jaxpr: Any, equation: JaxprEqn, given: list[Value]) -> list[Value]:
+        """Read one equation."""
+        name, where = equation.primitive.name, _text(equation)
+        if all(isinstance(v, Fixed) and v.count == 1 for v in given):
+            return _evaluated(jaxpr, equation, given)  # type: ignore[arg-type]
+        body = inlined(equation)
+        if body is not None and not (is_custom_jvp(equation) and _has_own_rule(equation)):
+            return self.read(body, given)
+        if is_custom_jvp(equation) or is_custom_vjp(equation):
+            if any(isinstance(v, Leaf) for v in given) or not _is_pointwise(equation):
+                refuse(f"a function with a derivative of its own ({name})", "", where)
+            return [self.pointwise(jaxpr, equation, given, "custom", where)]
+        if not can_be_read(equation):
+            refuse(f"`{name}` as this JAX has it", "", where)
+        if name in self.operations:
+            out = self.operations[name](self, equation, given, where)
+            if out is not None:
+                return out if isinstance(out, list) else [out]
+        if name in POINTWISE and not any(isinstance(v, Leaf) for v in given):
+            if any(isinstance(v, Fixed) and v.count != 1 for v in given):
+                refuse(
+                    "a sum over the width that is not divided by about as much",
+                    "Take the mean",
+                    where,
+                )
+            label = f"{name}:{settings(equation).power}" if name == "integer_pow" else name
+            return [self.pointwise(jaxpr, equation, given, label, where)]
+        kinds = [v.name for v in given if isinstance(v, Leaf)]
+        if kinds:
+            refuse(
+                f"the weight {kinds[0]} in `{name}`", "Let it enter by a product, or a sum", where
+            )
+        refuse(f"`{name}`, of which no limit is known", "", where)
+
+    def together(self, given: list[Value], where: str) -> tuple[list[Value], Axes]:
+        """Bring fields that meet entry by entry to the same axes and groups of channels."""
+        fields = [v for v in given if isinstance(v, Wide)]
+        axes = fields[0].axes
+        for other in fields[1:]:
+            cut = [refine(a, b) for a, b in zip(axes, other.axes, strict=True)]
+            if any(c is None for c in cut):
+                refuse("positions and channels that meet entry by entry", "", where)
+            axes = tuple(c for c in cut if c is not None)
+        for other in fields:
+            for own, its in zip(axes, other.axes, strict=True):
+                wide = [a.width for a in own if a.width is not None]
+                for one, two in zip(wide, [a.width for a in its if a.width is not None]):  # noqa: B905
+                    self.unite(one, two)
+        out: list[Value] = [self.reshaped(v, axes) if isinstance(v, Wide) else v for v in given]
+        counts = {tuple(count for count, _ in v.parts) for v in out if isinstance(v, Wide)}
+        groups = max(counts, key=len)
+        if any(len(c) > 1 and c != groups for c in counts):
+            refuse("fields whose groups of channels are cut at different places", "", where)
+        if len(groups) > 1:
+            out = [self.cut(v, groups) if isinstance(v, Wide) else v for v in out]
+        return out, axes
+
+    def cut(self, value: Wide, groups: tuple[int, ...]) -> Wide:
+        """Cut one group of channels into several."""
+        if len(value.parts) > 1:
+            return value
+        ((_, node),) = value.parts
+        ends = np.cumsum(groups)
+        parts = [
+            (count, self.graph.restrict(node, ("slice", int(end) - count, int(end), 1)))
+            for count, end in zip(groups, ends, strict=True)
+        ]
+        return Wide(tuple(parts), value.axes)
+
+    def pointwise(
+        self, jaxpr: Any, equation: JaxprEqn, given: list[Value], name: str, where: str
+    ) -> Wide:
+        """Apply a function entry by entry."""
+        given, axes = self.together(given, where)
+        known = [self.at(v, axes, where) if isinstance(v, Fixed) else None for v in given]
+
+        def function(*values: jax.Array) -> jax.Array:
+            shape = jnp.broadcast_shapes(*(jnp.shape(v) for v in values))
+            at = {
+                id(atom): jnp.broadcast_to(v, shape).astype(atom.aval.dtype)
+                for v, atom in zip(values, equation.invars, strict=True)
+                if not isinstance(atom, Literal)
+            }
+            out = evaluate(jaxpr, equation, lambda v: at[id(v)])[0]
+            return out.astype(values_dtype) if jnp.issubdtype(out.dtype, jnp.floating) else out
+
+        values_dtype = self.moments.dtype
+        (groups,) = {tuple(count for count, _ in v.parts) for v in given if isinstance(v, Wide)}
+        parts = []
+        for i, count in enumerate(groups):
+            arguments = [
+                v.parts[i][1] if isinstance(v, Wide) else k
+                for v, k in zip(given, known, strict=True)
+            ]
+            parts.append((count, self.graph.pointwise(name, function, arguments)))
+        return Wide(tuple(parts), axes)
+
+
+def _text(equation: JaxprEqn) -> str:
+    text = " ".join(str(equation).split())
+    return text if len(text) < 200 else f"{text[:200]} ..."
+
+
+def _has_own_rule(equation: JaxprEqn) -> bool:
+    """Tell whether the derivative of a function may be another than that of its body."""
+    return _OF_JAX not in source_of_rule(equation) or "logaddexp" in str(
+        equation.params.get("name", source_of_rule(equation))
+    )
+
+
+def _is_pointwise(equation: JaxprEqn) -> bool:
+    inside = [e for body in inner_jaxprs(equation) for e in equations(body)]
+    return (
+        all(e.primitive.name in POINTWISE or inner_jaxprs(e) or _is_scalar(e) for e in inside)
+        and len(equation.outvars) == 1
+    )
+
+
+def _is_scalar(equation: JaxprEqn) -> bool:
+    small = all(not v.aval.shape for v in equation.invars)
+    return small and equation.primitive.name == "broadcast_in_dim"
+
+
+def _evaluated(jaxpr: Any, equation: JaxprEqn, given: list[Fixed]) -> list[Value]:
+    """Evaluate what is not random, as it is."""
+    entrywise = equation.primitive.name in POINTWISE
+    done: dict[Any, list[Any]] = {}
+    sides: list[list[Any]] = []
+    for i in range(max(len(v.sides) for v in given) if given else 1):
+        arrays = [v.sides[i] if entrywise else v.full()[i] for v in given]
+        key = tuple(id(v.sides[i]) for v in given)
+        if key not in done:
+            done[key] = _one_side(jaxpr, equation, arrays, entrywise)
+        sides.append(done[key])
+    zero = entrywise and _stays_zero(equation.primitive.name, given)
+    return [
+        Fixed(tuple(side[j] for side in sides), tuple(v.aval.shape), zero=zero)
+        for j, v in enumerate(equation.outvars)
+    ]
+
+
+def _stays_zero(name: str, given: list[Fixed]) -> bool:
+    if name in ("neg", "convert_element_type", "copy", "square", "div"):
+        return given[0].zero
+    return name == "mul" and any(v.zero for v in given)
+
+
+def _one_side(jaxpr: Any, equation: JaxprEqn, arrays: list[Any], entrywise: bool) -> list[Any]:
+    def call(*inputs: Any) -> list[Any]:
+        at = {
+            id(v): value
+            for v, value in zip(equation.invars, inputs, strict=True)
+            if not isinstance(v, Literal)
+        }
+        return evaluate(jaxpr, equation, lambda v: at[id(v)])
+
+    def apply() -> list[Any]:
+        if entrywise:
+            rank = max((a.ndim for a in arrays), default=1)
+            same = [a.reshape(*a.shape, *(1,) * (rank - a.ndim)) for a in map(jnp.asarray, arrays)]
+            shape = jnp.broadcast_shapes(*(a.shape for a in same))
+            return call(*(jnp.broadcast_to(a, shape) for a in same))
+        if all(a.shape[0] == 1 for a in arrays):
+            return [jnp.asarray(v)[None] for v in call(*(jnp.asarray(a)[0] for a in arrays))]
+        axes = [None if a.shape[0] == 1 else 0 for a in arrays]
+        inputs = [a[0] if a.shape[0] == 1 else a for a in map(jnp.asarray, arrays)]
+        return jax.vmap(call, axes)(*inputs)
+
+    return now(lambda *_: apply(), *arrays)
