@@ -13,6 +13,7 @@ from lazyjax.curvature import sharpness
 from lazyjax.data import TARGETS, excess_risk, expected_test_error, make_dataset
 from lazyjax.dynamics import Dynamics, gradient_descent, gradient_flow
 from lazyjax.kernels import Estimate, estimate, explain, matrix, ntk, ntk_diagonal
+from lazyjax.limits import Infinite, Posterior, gp, infinite
 from lazyjax.metrics import (
     Kappa,
     kappa,
@@ -65,10 +66,12 @@ __all__ = [
     "Dynamics",
     "Estimate",
     "History",
+    "Infinite",
     "Kappa",
     "KernelOperator",
     "ModelFunction",
     "Params",
+    "Posterior",
     "Selection",
     "Sinusoidal",
     "StoredKernel",
@@ -90,8 +93,10 @@ __all__ = [
     "explain",
     "from_linen",
     "from_nnx",
+    "gp",
     "gradient_descent",
     "gradient_flow",
+    "infinite",
     "kappa",
     "kernel_alignment",
     "kernel_regression",

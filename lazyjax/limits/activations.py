@@ -184,30 +184,51 @@ class Profile:
                 return Polynomial(tuple(map(float, coefficients)))
             names = {p.name for p in _pointwise(self.node)}
             plain = replace(self, by=(), times=False)
-            dtype = jnp.result_type(float)
-            return recognise(plain.function(_constant), names, dtype)
+            return recognise(plain.function(_constant), names)
         except _NoNumber:
             return None
 
-    def kinks(self, read: Read) -> list[jax.Array] | None:
-        """Give the values of its field at which it is not smooth; None where they are not known."""
-        if len(self.fields) != 1:
-            return []
-        found: list[jax.Array] = []
-        for p in _pointwise(self.node):
-            if p.name in ("floor", "ceil", "round", "clamp"):
+    @cached_property
+    def _known_kinks(self) -> list[float] | None:
+        """Where comparisons change, found by bisection; None where constants are not known."""
+        found: set[float] = set()
+        ids = id(self.fields[0])
+        z = np.concatenate([-_SIZES[::-1], [0.0], _SIZES])
+        for p in self._compared():
+            one, other = p.arguments if p.name in _COMPARED else (p.arguments[0], None)
+
+            def side(at: np.ndarray, one: Any = one, other: Any = other) -> np.ndarray:
+                values = {ids: jnp.asarray(at, jnp.result_type(float))}
+                value = _value(one, values, _constant)
+                if other is not None:
+                    value = value - _value(other, values, _constant)
+                return np.sign(np.broadcast_to(np.asarray(value), at.shape))
+
+            try:
+                with jax.ensure_compile_time_eval():
+                    found |= set(_changes(side, z))
+            except _NoNumber:
                 return None
-            if p.name in _COMPARED:
-                one, other = p.arguments
-            elif p.name in ("abs", "sign"):
-                one, other = p.arguments[0], None
-            else:
-                continue
+        return sorted(found)
+
+    def _compared(self) -> list[Pointwise]:
+        kinds = (*_COMPARED, "abs", "sign")
+        return [p for p in _pointwise(self.node) if p.name in kinds]
+
+    def kinks(self, read: Read) -> list[Any] | None:
+        """Give the values of its field at which it is not smooth; None where they are not known."""
+        if len(self.fields) != 1 or not self._compared():
+            return []
+        if self._known_kinks is not None:
+            return list(self._known_kinks)
+        found: list[jax.Array] = []
+        ids = id(self.fields[0])
+        for p in self._compared():
+            one, other = p.arguments if p.name in _COMPARED else (p.arguments[0], None)
             if any(_pointwise(a) for a in (one, other)):
                 return None
-            ids = id(self.fields[0])
 
-            def at(z: float, one: Any = one, other: Any = other, ids: int = ids) -> jax.Array:
+            def at(z: float, one: Any = one, other: Any = other) -> jax.Array:
                 values = {ids: jnp.asarray(z, jnp.result_type(float))}
                 value = _value(one, values, read)
                 return value if other is None else value - _value(other, values, read)
@@ -215,6 +236,23 @@ class Profile:
             start, slope = at(0.0), at(1.0) - at(0.0)
             found.append(jnp.where(slope == 0, jnp.inf, -start / jnp.where(slope == 0, 1, slope)))
         return found
+
+
+_SIZES = np.logspace(-9, 2.5, 600)
+
+
+def _changes(sign: Callable[[np.ndarray], np.ndarray], z: np.ndarray) -> list[float]:
+    """Find where a sign changes, between entries of z, by bisection."""
+    signs = sign(z)
+    (at,) = np.nonzero(signs[1:] != signs[:-1])
+    if not at.size:
+        return []
+    low, high, left = z[at], z[at + 1], signs[at]
+    for _ in range(80):
+        middle = (low + high) / 2
+        same = sign(middle) == left
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    return [0.0 if abs(v) < 1e-8 else float(v) for v in (low + high) / 2]
 
 
 def _derived(function: Callable[..., jax.Array], j: int) -> Callable[..., jax.Array]:
@@ -267,13 +305,17 @@ def mean(moments: Any, p: Profile, side: int) -> jax.Array | None:
 
 def _smooth_or_not(moments: Any, p: Profile, k: jax.Array, q: Any) -> jax.Array:
     function = p.function(_reader(moments, q, False, 1))
-    kinks = p.kinks(_reader(moments, q, False, 0))
+    kinks = _as_arrays(moments, p.kinks(_reader(moments, q, False, 0)))
     if kinks:
         return quadrature.one_with_kinks(function, k, kinks)
     degree = moments.degree
     value, rough = (quadrature.coefficients(function, k, d)[0] for d in (degree, 4 * degree // 5))
     moments.errors.append(_relative(value, rough))
     return value
+
+
+def _as_arrays(moments: Any, kinks: list[Any] | None) -> list[jax.Array] | None:
+    return None if kinks is None else [jnp.asarray(k, moments.dtype) for k in kinks]
 
 
 def _relative(value: jax.Array, rough: jax.Array) -> jax.Array:
@@ -416,7 +458,10 @@ def _by_scale(moments: Any, p: Profile, r: Profile, w: Node, z: Node, q: Any) ->
     k = covariances(moments, u, v, q)
     k = tuple(jnp.broadcast_to(part, _shape(k)) for part in k)
     dual = _dual(moments, p, r, q)
+    dual(k)  # for its error: what is noted inside of a derivative may not leave it
+    noted = len(moments.errors)
     value, pullback = jax.vjp(lambda *k: dual(k), *k)
+    del moments.errors[noted:]
     d11, d12, d22 = pullback(jnp.ones_like(value))
 
     def cross(a: Node, b: Node, right_a: bool, right_b: bool) -> Any:

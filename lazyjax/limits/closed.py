@@ -186,30 +186,31 @@ _KINDS: tuple[tuple[Callable[[np.ndarray], np.ndarray], Callable[[float], Family
 )
 
 
-def recognise(function: Callable[[Any], Any], names: set[str], dtype: Any) -> Family | None:
+def recognise(function: Callable[[Any], Any], names: set[str]) -> Family | None:
     """Find the family of a function of one variable that is made of some primitives.
 
     Its values tell: where it is made of what has linear pieces, that it is linear on either side of
     0 at all scales; where of what is smooth, that it is one of the functions of the table.
     """
-    near = 64 * float(jnp.finfo(dtype).eps)
+    with jax.ensure_compile_time_eval():
+        near = 64 * float(jnp.finfo(function(jnp.zeros(1)).dtype).eps)
 
     def values(z: np.ndarray) -> np.ndarray:
         with jax.ensure_compile_time_eval():
-            return np.broadcast_to(np.asarray(function(jnp.asarray(z, dtype)), float), z.shape)
+            return np.broadcast_to(np.asarray(function(jnp.asarray(z)), float), z.shape)
 
     if names <= _LINEAR_PIECES:
-        sizes = np.logspace(-6, 6, 49)
+        sizes = np.logspace(-6, 6, 49)  # 1 in the middle
         up, down = values(sizes) / sizes, values(-sizes) / -sizes
         if all(np.ptp(side) <= near * np.max(np.abs(side)) for side in (up, down)):
             return Piecewise(float(up[24]), float(down[24]))
     if names <= _SMOOTH:
-        z = np.linspace(-4, 4, 81)
-        z = np.asarray(z, dtype).astype(float)
+        z = np.linspace(-4, 4, 65)  # numbers that float32 has
         found = values(z)
         for kind, make in _KINDS:
             known = kind(z)
             c = float(found @ known / (known @ known))
             if np.max(np.abs(found - c * known)) <= near * np.max(np.abs(found)):
-                return make(float(f"{c:.15g}"))
+                short = float(f"{c:.6g}")
+                return make(short if abs(c - short) <= near * abs(c) else c)
     return None

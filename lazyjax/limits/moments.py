@@ -221,7 +221,7 @@ class Moments:
         if not a.sources & b.sources:
             return self._outer(self.mean(a, q.left), self.mean(b, q.right), q)
         if isinstance(a, Source) and isinstance(b, Source):
-            return self._source(a, q)[0]
+            return self._source(a, b, q)[0]
         if _is_linear(a) or _is_linear(b):
             return self._linear(a, b, q, self.second, lambda *_: None)
         return self._expectation(a, b, q)
@@ -305,7 +305,7 @@ class Moments:
         if not a.sources & b.sources:
             return None
         if isinstance(a, Source) and isinstance(b, Source):
-            return self._source(a, q)[1]
+            return self._source(a, b, q)[1]
         if _is_linear(a) or _is_linear(b):
             return self._linear(a, b, q, self.tangent, self._of_scales)
         gate = self._gate(a, b)
@@ -334,7 +334,7 @@ class Moments:
         if not a.sources & b.sources:
             return None
         if isinstance(a, Source) and isinstance(b, Source):
-            return self._source(a, q)[1]
+            return self._source(a, b, q)[1]
         return self._linear(a, b, q, self.fixed, lambda *_: None)
 
     def _of_scales(self, a: Scaled, b: Node, q: Query) -> Array:
@@ -350,22 +350,22 @@ class Moments:
 
     # --- sources ---
 
-    def _source(self, z: Source, q: Query) -> tuple[Array, Array]:
-        """Give the covariance of a source, and that of its derivatives."""
-        key = ("source", id(z), q)
+    def _source(self, z: Source, other: Source, q: Query) -> tuple[Array, Array]:
+        """Give the covariance of a source, perhaps at other positions, and of its derivatives."""
+        key = ("source", id(z), id(other), q)
         if key not in self._known:
-            match z:
-                case Product():
+            match z, other:
+                case Product(), _:
                     self._known[key] = self._product(z, q)
-                case Entries():
-                    self._known[key] = self._entries(z, q)
-                case Tokens():
+                case Entries(), Entries():
+                    self._known[key] = self._entries(z, other, q)
+                case Tokens(), _:
                     self._known[key] = self._tokens(z, q)
         return self._known[key]
 
-    def _entries(self, z: Entries, q: Query) -> tuple[Array, Array]:
-        same = _same(z.pattern, z.pattern, q, self.dtype)
-        factor = self._outer(z.factor.sides[q.left], z.factor.sides[q.right], q)
+    def _entries(self, z: Entries, other: Entries, q: Query) -> tuple[Array, Array]:
+        same = _same(z.pattern, other.pattern, q, self.dtype)
+        factor = self._outer(z.factor.sides[q.left], other.factor.sides[q.right], q)
         same = _times(same, factor)
         return (None if z.variance is None else z.variance * same), same
 
@@ -461,6 +461,8 @@ def _is_gate(a: Node) -> bool:
 def _same(one: np.ndarray, other: np.ndarray, q: Query, dtype: Any) -> jax.Array:
     """Tell which entries of two patterns are the same, (1, 1, *positions, *positions)."""
     batch = (1, 1) if q.crossed else (1,)
+    if np.all(one == one.reshape(-1)[0]) and np.all(other == one.reshape(-1)[0]):
+        return jnp.ones((*batch, *(1,) * (one.ndim * (1 + q.every))), dtype)
     if not q.every:
         return jnp.asarray(one == other, dtype).reshape(*batch, *one.shape)
     same = one.reshape(-1)[:, None] == other.reshape(-1)[None]

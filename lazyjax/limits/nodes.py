@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lazyjax.limits.refusals import refuse
 
@@ -207,7 +208,15 @@ class Graph:
 
     def sum(self, *nodes: Node) -> Node:
         """Add fields."""
-        terms = list(nodes)
+        loose: list[Node] = []
+        for node in nodes:
+            loose += node.terms if isinstance(node, Sum) and not node.gaussian else [node]
+        fields = [node for node in loose if node.gaussian]
+        terms = [node for node in loose if not node.gaussian]
+        if fields and terms:  # all that is Gaussian is one field
+            terms = [self.sum(*fields), *terms]
+        else:
+            terms = fields or terms
         if len(terms) == 1:
             return terms[0]
         key = ("sum", *map(id, terms))
@@ -305,8 +314,10 @@ class Graph:
 
         def known(value: Known) -> Known:
             def one(side: jax.Array) -> jax.Array:
-                full = jnp.broadcast_to(side, (side.shape[0], *node.shape))
-                return jax.vmap(operation)(full)
+                def whole(side: Any) -> jax.Array:
+                    return jnp.broadcast_to(side, (side.shape[0], *node.shape))
+
+                return now(lambda a: jax.vmap(operation)(whole(a)), side)
 
             return value.map(one)
 
@@ -317,12 +328,21 @@ class Graph:
         name = ("moved", id(node), key, id(mix))
         if selects and not fills:
             match node:
+                case Entries():
+                    pattern = now(operation, node.pattern)
+                    factor = known(node.factor)
+                    own = {"sources": node.sources, "gaussian": True}
+                    return self._once(
+                        name,
+                        lambda: Entries(shape, node.part, pattern, node.variance, factor, **own),
+                        node,
+                    )
                 case Times():
                     return self._once(
                         name, lambda: self.times(through(node.inner), known(node.value)), node
                     )
                 case Scaled():
-                    pattern = np.asarray(_on_host(operation, node.pattern))
+                    pattern = now(operation, node.pattern)
                     return self._once(
                         name,
                         lambda: self.scaled(through(node.inner), known(node.value), pattern),
@@ -405,9 +425,15 @@ class Graph:
         return self._once(name, make, node)
 
 
-def _on_host(operation: Callable[..., jax.Array], pattern: np.ndarray) -> jax.Array:
+def now(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Compute at once what depends on nothing that is traced, and keep it on the host.
+
+    There it stays known: what JAX does with its arrays inside of a trace is traced.
+    """
+    if any(isinstance(a, Tracer) for a in arrays):
+        return function(*arrays)
     with jax.ensure_compile_time_eval():
-        return operation(jnp.asarray(pattern))
+        return jax.tree.map(np.asarray, function(*arrays))
 
 
 def product_of(one: Known, other: Known) -> Known:

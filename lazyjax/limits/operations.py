@@ -21,10 +21,10 @@ from lazyjax.limits.layouts import (
     regroup,
     widths,
 )
-from lazyjax.limits.nodes import Deterministic, Node, Product, Tokens, Window, source
+from lazyjax.limits.nodes import Deterministic, Node, Product, Tokens, Window, now, source
 from lazyjax.limits.reading import Reader
 from lazyjax.limits.refusals import refuse
-from lazyjax.limits.values import Fixed, Leaf, Value, Wide, fixed, layout, now
+from lazyjax.limits.values import Fixed, Leaf, Value, Wide, fixed, layout
 
 Operation = Callable[[Reader, JaxprEqn, list[Value], str], Any]
 
@@ -92,8 +92,17 @@ def _squeeze(reader: Reader, equation: JaxprEqn, given: list[Value], where: str)
 
 
 def _broadcast(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
-    how, value = settings(equation), given[0]
-    shape, mapping = tuple(how.shape), tuple(how.axes)
+    how = settings(equation)
+    return _broadcast_to(reader, given[0], tuple(how.shape), tuple(how.axes))
+
+
+def _repeat(reader: Reader, shape: Any, given: list[Value], where: str) -> Value:
+    return _broadcast_to(reader, given[0], shape, tuple(range(len(shape))))
+
+
+def _broadcast_to(
+    reader: Reader, value: Value, shape: tuple[int, ...], mapping: tuple[int, ...]
+) -> Value:
     if isinstance(value, Fixed):
         kept = []
         for side in value.sides:
@@ -488,14 +497,13 @@ def _sub(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> 
 
 
 def _sum(reader: Reader, given: list[Value], where: str) -> Any:
-    if all(isinstance(v, Fixed) for v in given) or sum(isinstance(v, Leaf) for v in given) == 2:
+    if all(isinstance(v, Fixed) for v in given):
         return None
     shape = np.broadcast_shapes(*(v.shape for v in given))
-    fields = [v for v in given if isinstance(v, Wide)]
-    if not fields:  # weights and what is not random: every entry is a position
-        axes = of_positions(shape)
-    else:
+    if any(isinstance(v, Wide) for v in given):
         given, axes = reader.together(given, where)
+    else:
+        axes = reader.axes_of_weights(given, tuple(shape))
     fields = [v for v in given if isinstance(v, Wide)]
     groups = tuple(count for count, _ in fields[0].parts) if fields else (1,)
     terms: list[Wide] = []
@@ -910,6 +918,7 @@ def _scan(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) ->
 
 OPERATIONS: dict[str, Operation] = {
     "scan": _scan,
+    "repeat": _repeat,
     "reshape": _reshape,
     "transpose": _transpose,
     "squeeze": _squeeze,

@@ -133,7 +133,7 @@ def two_with_kinks(
         safe = jnp.where(rest > 0, rest, 1)
         cuts = [jnp.where(rest > 0, (c - rho * x) / safe, 0) for c in theirs]
         y, inner = _panels(_edges(cuts, shape, rho.dtype, graded=False), 24)
-        values = h(two[None] * (rho * x + rest * y))
+        values = h(two[None] * ((rho * x)[None] + rest[None] * y))
         inside = jnp.sum(inner * _density(y) * values, 0)
         return total + weight * _density(x) * g((one * x)[None])[0] * inside, None
 

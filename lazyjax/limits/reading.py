@@ -25,9 +25,26 @@ from lazyjax.equations import (
 from lazyjax.equations import (
     known as can_be_read,
 )
-from lazyjax.limits.layouts import Atom, Axes, channels, positions, refine, widths
+from lazyjax.limits.layouts import (
+    Atom,
+    Axes,
+    channels,
+    of_positions,
+    positions,
+    refine,
+    widths,
+)
 from lazyjax.limits.moments import Moments
-from lazyjax.limits.nodes import Deterministic, Entries, Graph, Known, Node, product_of, source
+from lazyjax.limits.nodes import (
+    Deterministic,
+    Entries,
+    Graph,
+    Known,
+    Node,
+    now,
+    product_of,
+    source,
+)
 from lazyjax.limits.refusals import refuse
 from lazyjax.limits.values import (
     Fixed,
@@ -36,7 +53,6 @@ from lazyjax.limits.values import (
     Wide,
     at_positions,
     fixed,
-    now,
 )
 
 _OF_JAX = str(Path(jax.__file__).parent)
@@ -259,11 +275,15 @@ class Reader:
             return [self.pointwise(jaxpr, equation, given, "custom", where)]
         if not can_be_read(equation):
             refuse(f"`{name}` as this JAX has it", "", where)
+        if name in POINTWISE:  # which repeat what has length 1
+            shape = tuple(equation.outvars[0].aval.shape)
+            given = [self.repeated(v, shape, where) for v in given]
         if name in self.operations:
             out = self.operations[name](self, equation, given, where)
             if out is not None:
                 return out if isinstance(out, list) else [out]
-        if name in POINTWISE and not any(isinstance(v, Leaf) for v in given):
+        if name in POINTWISE:
+            given = self.as_fields(given, where)
             if any(isinstance(v, Fixed) and v.count != 1 for v in given):
                 refuse(
                     "a sum over the width that is not divided by about as much",
@@ -278,6 +298,38 @@ class Reader:
                 f"the weight {kinds[0]} in `{name}`", "Let it enter by a product, or a sum", where
             )
         refuse(f"`{name}`, of which no limit is known", "", where)
+
+    def repeated(self, value: Value, shape: tuple[int, ...], where: str) -> Value:
+        """Repeat what is random, or weights, to a shape of the same rank."""
+        if isinstance(value, Fixed) or value.shape == shape or len(value.shape) != len(shape):
+            return value
+        return self.operations["repeat"](self, shape, [value], where)
+
+    def as_fields(self, given: list[Value], where: str) -> list[Value]:
+        """Make fields of weights that are random, before a function of them."""
+        random = [v for v in given if isinstance(v, Leaf)]
+        if not random:
+            return given
+        if any(v.values is not None for v in random):
+            refuse(f"a function of the weight {random[0].name}, which is not random", "", where)
+        fields = [v for v in given if isinstance(v, Wide)]
+        axes = fields[0].axes if fields else self.axes_of_weights(given, random[0].shape)
+        return [
+            Wide(((channels(axes), self.field_of(v, axes, where)),), axes)
+            if isinstance(v, Leaf)
+            else v
+            for v in given
+        ]
+
+    def axes_of_weights(self, given: list[Value], shape: tuple[int, ...]) -> Axes:
+        """Give axes to weights that no field says them of: the last one is the width.
+
+        Where something that is not random differs along it, every entry is a position.
+        """
+        known = [s for v in given if isinstance(v, Fixed) for s in v.sides]
+        if not shape or shape[-1] == 1 or any(s.ndim > 1 and s.shape[-1] > 1 for s in known):
+            return of_positions(shape)
+        return (*of_positions(shape[:-1]), (self.new_width(shape[-1]),))
 
     def together(self, given: list[Value], where: str) -> tuple[list[Value], Axes]:
         """Bring fields that meet entry by entry to the same axes and groups of channels."""
@@ -321,14 +373,21 @@ class Reader:
         given, axes = self.together(given, where)
         known = [self.at(v, axes, where) if isinstance(v, Fixed) else None for v in given]
 
-        def function(*values: jax.Array) -> jax.Array:
-            shape = jnp.broadcast_shapes(*(jnp.shape(v) for v in values))
+        def call(*values: jax.Array) -> jax.Array:
             at = {
-                id(atom): jnp.broadcast_to(v, shape).astype(atom.aval.dtype)
+                id(atom): v.astype(atom.aval.dtype)
                 for v, atom in zip(values, equation.invars, strict=True)
                 if not isinstance(atom, Literal)
             }
-            out = evaluate(jaxpr, equation, lambda v: at[id(v)])[0]
+            return evaluate(jaxpr, equation, lambda v: at[id(v)])[0]
+
+        def function(*values: jax.Array) -> jax.Array:
+            shape = jnp.broadcast_shapes(*(jnp.shape(v) for v in values))
+            rank = len(shape)
+            same = [jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)) for v in values]
+            same = [jnp.broadcast_to(v, shape) for v in same]
+            # what has a body of its own may hold the shape that it was traced with
+            out = _in_own_shape(call, equation, same) if name == "custom" else call(*same)
             return out.astype(values_dtype) if jnp.issubdtype(out.dtype, jnp.floating) else out
 
         values_dtype = self.moments.dtype
@@ -341,6 +400,24 @@ class Reader:
             ]
             parts.append((count, self.graph.pointwise(name, function, arguments)))
         return Wide(tuple(parts), axes)
+
+
+def _in_own_shape(
+    call: Callable[..., jax.Array], equation: JaxprEqn, values: list[jax.Array]
+) -> jax.Array:
+    """Apply a function entry by entry to arrays of any shape, in pieces of the shape it has."""
+    own = tuple(equation.outvars[0].aval.shape)
+    size, total = int(np.prod(own)), values[0].size
+    pieces = -(-total // size)
+
+    def cut(v: jax.Array, atom: Any) -> jax.Array:
+        if not atom.aval.shape:
+            return jnp.broadcast_to(v.reshape(-1)[0], pieces)
+        flat = jnp.pad(v.reshape(-1), (0, pieces * size - total), mode="edge")
+        return flat.reshape(pieces, *own)
+
+    cuts = [cut(v, atom) for v, atom in zip(values, equation.invars, strict=True)]
+    return jax.vmap(call)(*cuts).reshape(-1)[:total].reshape(values[0].shape)
 
 
 def _text(equation: JaxprEqn) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lazyjax.limits.layouts import Axes, is_wide
-from lazyjax.limits.nodes import Known, Node
+from lazyjax.limits.nodes import Known, Node, now
 from lazyjax.limits.refusals import refuse
 
 
@@ -101,17 +101,6 @@ def fixed(value: Any, sides: int = 2) -> Fixed:
     """Give a number or an array that is the same for every example."""
     array = value if isinstance(value, Tracer) else np.asarray(value)
     return Fixed((array[None],) * sides, tuple(array.shape))
-
-
-def now(function: Callable[..., Any], *arrays: Any) -> Any:
-    """Compute at once what depends on nothing that is traced, and keep it on the host.
-
-    There it stays known: what JAX does with its arrays inside of a trace is traced.
-    """
-    if any(isinstance(a, Tracer) for a in arrays):
-        return function(*arrays)
-    with jax.ensure_compile_time_eval():
-        return jax.tree.map(np.asarray, function(*arrays))
 
 
 def layout(value: Fixed, operation: Callable[[jax.Array], jax.Array], shape: Any) -> Fixed:
