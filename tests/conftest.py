@@ -36,18 +36,11 @@ settings.load_profile("default")
 
 
 OPTIMISED = {
-    "test_alpha_scaling",
-    "test_bad_init",
-    "test_bias_complexity",
     "test_budgets",
-    "test_flow_vs_descent",
     "test_kernel_float32",
     "test_norms",
     "test_numbers",
-    "test_overparametrised_regression",
-    "test_sinusoidal_features",
     "test_store",
-    "test_width_sweep",
 }
 """Modules of long runs, of what XLA says of a program, and of bits. All others have many small
 programs that run once: to optimise them costs more than to run them."""

@@ -1,9 +1,11 @@
 import math
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lazyjax import infinite, ntk
@@ -55,7 +57,11 @@ def mlp(phi, *, ntk_parametrised):
     def f(layers, x):
         for i, (w, b) in enumerate(layers):
             x = phi(x) if i else x
-            x = 1.2 * x @ w / math.sqrt(w.shape[0]) + 0.3 * b[None] if ntk_parametrised else x @ w + b[None]
+            x = (
+                1.2 * x @ w / math.sqrt(w.shape[0]) + 0.3 * b[None]
+                if ntk_parametrised
+                else x @ w + b[None]
+            )
         return x
 
     return f
@@ -63,9 +69,7 @@ def mlp(phi, *, ntk_parametrised):
 
 def layers_of(depth, *, width=16):
     sizes = [3, *[width] * depth, 2]
-    return [
-        (jnp.zeros((a, b)), jnp.zeros(b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-    ]
+    return [(jnp.zeros((a, b)), jnp.zeros(b)) for a, b in pairwise(sizes)]
 
 
 def by_recursion(dual, depth, x1, x2, *, width=None):
@@ -81,7 +85,11 @@ def by_recursion(dual, depth, x1, x2, *, width=None):
         for _ in range(depth):
             if exact:
                 k12 = k11 = k22
-            (s11, _), (s12, d12), (s22, _) = dual(k11, k11, k11), dual(k11, k12, k22), dual(k22, k22, k22)
+            (s11, _), (s12, d12), (s22, _) = (
+                dual(k11, k11, k11),
+                dual(k11, k12, k22),
+                dual(k22, k22, k22),
+            )
             theta = 1.44 * d12 * theta + (width * s12 + 1 if width else 1.44 * s12 + 0.09)
             k11, k12, k22 = (1.44 * s + 0.09 for s in (s11, s12, s22))
         return k12, theta
@@ -96,11 +104,7 @@ def by_recursion(dual, depth, x1, x2, *, width=None):
 def test_deep_networks_follow_the_recursion_of_the_papers(name, depth, ntk_parametrised):
     phi, dual = CLOSED[name]
     layers = layers_of(depth)
-    variance = (
-        1.0
-        if ntk_parametrised
-        else [(1.44 / w.shape[0], 0.09) for w, _ in layers]
-    )
+    variance = 1.0 if ntk_parametrised else [(1.44 / w.shape[0], 0.09) for w, _ in layers]
     f = mlp(phi, ntk_parametrised=ntk_parametrised)
     found = infinite(f, layers, X, OTHER, variance=variance)
     wanted = by_recursion(dual, depth, X, OTHER, width=None if ntk_parametrised else 16)
@@ -165,9 +169,7 @@ def test_smooth_activations_are_a_grid_of_two_dimensions(name):
     k = np.asarray(x @ x.T)
     slope = quadrature_of(jax.vmap(jax.grad(phi)), k)
     np.testing.assert_allclose(found.nngp[0, 1], quadrature_of(phi, k), rtol=1e-10)
-    np.testing.assert_allclose(
-        found.ntk[0, 1], quadrature_of(phi, k) + k[0, 1] * slope, rtol=1e-10
-    )
+    np.testing.assert_allclose(found.ntk[0, 1], quadrature_of(phi, k) + k[0, 1] * slope, rtol=1e-10)
     assert found.error < 1e-8
 
 
@@ -282,7 +284,9 @@ def test_functions_of_two_fields_are_integrated_over_four_variables():
     # sin(u + v) = sin u cos v + cos u sin v, of independent u and v = cos(z)
     c, s = [], []
     for g, into in ((jnp.cos, c), (jnp.sin, s)):
-        into.append(infinite(lambda w, x, g=g: g(jnp.cos(x @ w[1])) @ w[2] / 4, w, x, variance=1.0).nngp)
+        into.append(
+            infinite(lambda w, x, g=g: g(jnp.cos(x @ w[1])) @ w[2] / 4, w, x, variance=1.0).nngp
+        )
     sines = infinite(lambda w, x: jnp.sin(x @ w[0]) @ w[2] / 4, w, x, variance=1.0).nngp
     cosines = infinite(lambda w, x: jnp.cos(x @ w[0]) @ w[2] / 4, w, x, variance=1.0).nngp
     np.testing.assert_allclose(found.nngp, sines * c[0] + cosines * s[0], rtol=1e-8)
@@ -331,8 +335,7 @@ def test_the_kernel_of_a_network_comes_near_with_its_width():
         limit = infinite(f, layers, X, variance=1.0).ntk
         found = []
         for seed in range(8):
-            keys = iter(jax.random.split(jax.random.key(seed), 9))
-            drawn = jax.tree.map(lambda w: jax.random.normal(next(keys), w.shape), layers)
+            drawn = optax.tree.random_like(jax.random.key(seed), layers, jax.random.normal)
             found.append(np.linalg.norm(ntk(f, drawn, X, reduce="trace") - limit))
         return np.sqrt(np.mean(np.square(found)))
 

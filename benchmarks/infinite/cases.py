@@ -4,7 +4,9 @@ A row's networks have the same limit. What is here needs jax alone, so that both
 read it.
 """
 
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +22,7 @@ class Case(NamedTuple):
     shapes: list[tuple[int, ...]]
     theirs: Callable[[Any], Any]  # of neural_tangents.stax
     x: tuple[int, ...] = (5,)  # of one example
-    near: float = 1e-10
-    fixed: dict[int, float] = {}  # leaves that are not random, and what they are
+    near: float = 1e-10  # the largest relative difference
 
 
 def dense(x, w, b=None):
@@ -53,7 +54,7 @@ def normed(x, axes=(-1,)):
 
 def mlp_shapes(depth: int, d: int = 5) -> list[tuple[int, ...]]:
     sizes = [d, *[WIDTH] * depth, 1]
-    return [s for a, b in zip(sizes[:-1], sizes[1:], strict=True) for s in ((a, b), (b,))]
+    return [s for a, b in pairwise(sizes) for s in ((a, b), (b,))]
 
 
 def mlp(phi) -> Callable[[Any, Any], Any]:
@@ -177,9 +178,7 @@ def average(x, n=2, stride=2):
 
 def _cnn(depth, readout, phi="Relu", **options):
     def network(stax):
-        parts = [
-            part for _ in range(depth) for part in (C(stax, **options), getattr(stax, phi)())
-        ]
+        parts = [part for _ in range(depth) for part in (C(stax, **options), getattr(stax, phi)())]
         return stax.serial(*parts, getattr(stax, readout)(), D(stax, 1))
 
     return network
@@ -227,9 +226,7 @@ def _wide_resnet(stax):
         stax.parallel(stax.Identity(), stax.serial(stax.Relu(), C(stax))),
         stax.FanInSum(),
     )
-    return stax.serial(
-        C(stax), first, second, stax.Relu(), stax.GlobalAvgPool(), D(stax, 1)
-    )
+    return stax.serial(C(stax), first, second, stax.Relu(), stax.GlobalAvgPool(), D(stax, 1))
 
 
 def normed_conv(w, x):
@@ -273,14 +270,10 @@ CASES: dict[str, Case] = {
     ),
     "identity 2": fully_connected(2, lambda z: z, lambda s: s.Identity()),
     "residual": Case(residual, [*mlp_shapes(4)], _residual),
-    "concatenated": Case(
-        concatenated, [(5, WIDTH), (5, 2 * WIDTH), (3 * WIDTH, 1)], _concatenated
-    ),
+    "concatenated": Case(concatenated, [(5, WIDTH), (5, 2 * WIDTH), (3 * WIDTH, 1)], _concatenated),
     "layer norm": Case(layer_norm, mlp_shapes(2), _layer_norm, near=1e-8),
     "normed after relu": Case(normed_after, mlp_shapes(2), _normed_after, near=1e-8),
-    "conv flat": Case(
-        cnn(flat), conv_shapes(*THREE, last=36 * WIDTH), _cnn(3, "Flatten"), IMAGE
-    ),
+    "conv flat": Case(cnn(flat), conv_shapes(*THREE, last=36 * WIDTH), _cnn(3, "Flatten"), IMAGE),
     "conv pooled": Case(cnn(pooled), conv_shapes(*THREE), _cnn(3, "GlobalAvgPool"), IMAGE),
     "conv valid": Case(
         cnn(flat, padding="VALID"),
@@ -301,7 +294,10 @@ CASES: dict[str, Case] = {
         (8, 8, 3),
     ),
     "conv 1-D": Case(
-        cnn(pooled, gelu), conv_shapes((3,), (3,)), _cnn(2, "GlobalAvgPool", "Gelu", window=(3,)), LINE
+        cnn(pooled, gelu),
+        conv_shapes((3,), (3,)),
+        _cnn(2, "GlobalAvgPool", "Gelu", window=(3,)),
+        LINE,
     ),
     "conv 1-D circular flat": Case(
         cnn(flat, gelu, padding="CIRCULAR"),
@@ -309,9 +305,7 @@ CASES: dict[str, Case] = {
         _cnn(2, "Flatten", "Gelu", window=(3,), padding="CIRCULAR"),
         LINE,
     ),
-    "local pooling": Case(
-        locally_pooled, conv_shapes(*TWO, last=WIDTH), _locally_pooled, IMAGE
-    ),
+    "local pooling": Case(locally_pooled, conv_shapes(*TWO, last=WIDTH), _locally_pooled, IMAGE),
     "wide resnet": Case(
         wide_resnet,
         [
@@ -325,6 +319,40 @@ CASES: dict[str, Case] = {
     ),
     "conv layer norm": Case(normed_conv, conv_shapes(*TWO), _normed_conv, IMAGE, near=1e-8),
 }
+
+
+TIMED: dict[str, tuple[Case, int, tuple[int, ...]]] = {
+    "fully connected, 3 layers": (
+        Case(mlp(jax.nn.relu), mlp_shapes(3, 784), layers(3, lambda s: s.Relu())),
+        2000,
+        (784,),
+    ),
+    "5 convolutions, flat": (
+        Case(cnn(flat), conv_shapes(*((3, 3),) * 5, last=256 * WIDTH), _cnn(5, "Flatten")),
+        40,
+        (16, 16, 3),
+    ),
+    "5 convolutions, pooled": (
+        Case(cnn(pooled), conv_shapes(*((3, 3),) * 5), _cnn(5, "GlobalAvgPool")),
+        10,
+        (16, 16, 3),
+    ),
+}
+
+
+def random_inputs(n: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Give a batch in float32."""
+    return np.random.default_rng(0).normal(size=(n, *shape)).astype(np.float32)
+
+
+def least(call: Callable[[], Any], rounds: int = 5) -> float:
+    """Give the least time of some calls, after a first one."""
+    seconds = []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[1:])
 
 
 def inputs(case: Case, n: int = 4) -> tuple[np.ndarray, np.ndarray]:

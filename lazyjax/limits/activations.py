@@ -37,7 +37,7 @@ _SMOOTH_CUSTOM = "logaddexp"
 def _fields(node: Any, top: bool) -> list[Node]:
     """Give the Gaussian fields that a node is a function of, once each.
 
-    With `top` the first on the way down; without, what is left of those when factors are taken away.
+    With `top` the first on the way down; without, what is left of those without their factors.
     """
     if isinstance(node, Known | Deterministic):
         return []
@@ -120,7 +120,7 @@ def _polynomial(node: Any, field: Node) -> np.ndarray | None:
         with jax.ensure_compile_time_eval():
             return None if inner is None else inner * float(_constant(node.value))
     if isinstance(node, Sum):
-        parts = [_polynomial(term, field) for term in node.terms]
+        parts: list[Any] = [_polynomial(term, field) for term in node.terms]
     elif isinstance(node, Pointwise):
         parts = [_polynomial(a, field) for a in node.arguments]
     else:
@@ -299,7 +299,6 @@ def mean(moments: Any, p: Profile, side: int) -> jax.Array | None:
     k = moments.variance(p.fields[0], side)
     if p.family is not None and len(p.by) < 2 and not p.times:
         return p.family.slope(k) if p.by else p.family.mean(k)
-    read = _reader(moments, q, False, 1)
     return _smooth_or_not(moments, p, k, q)
 
 
@@ -374,12 +373,16 @@ def second(moments: Any, p: Profile, r: Profile, q: Any) -> jax.Array:
     """Compute E g(u(x)) h(v(x'))."""
     if len(p.fields) == len(r.fields) == 1:
         k = covariances(moments, p.fields[0], r.fields[0], q)
-        one, other = p.family, r.family
+        one, other = _families(p, r)
         if one is not None and type(one) is type(other) and not (p.by or r.by):
             return jnp.broadcast_to(one.second(other, k), _shape(k))
         return _two(moments, p, r, k, q)
     covariance = _joint(moments, [p.fields, r.fields], q)
     return _on_grid(moments, [(p, False), (r, True)], covariance, q)
+
+
+def _families(p: Profile, r: Profile) -> tuple[Any, Any]:
+    return p.family, r.family
 
 
 def _shape(k: Covariances) -> tuple[int, ...]:
@@ -388,7 +391,7 @@ def _shape(k: Covariances) -> tuple[int, ...]:
 
 def _dual(moments: Any, p: Profile, r: Profile, q: Any) -> Callable[[Covariances], jax.Array]:
     """Give E g'(u) h'(v') as a function of the covariances."""
-    one, other = p.family, r.family
+    one, other = _families(p, r)
     if one is not None and type(one) is type(other):
         return lambda k: jnp.broadcast_to(one.dual(other, k), _shape(k))
     return lambda k: _two(moments, p.derivative(0), r.derivative(0), k, q)
@@ -438,7 +441,7 @@ def _by_scale(moments: Any, p: Profile, r: Profile, w: Node, z: Node, q: Any) ->
     parts, C_wz E F + sum_ab C_wa C_zb E d_a d_b F for F = g'(u) h'(v') and a, b of u, v'.
     """
     u, v = p.fields[0], r.fields[0]
-    ends = [_chain(u), _chain(v)]
+    ends: list[Any] = [_chain(u), _chain(v)]
     if all(isinstance(e, Scaled) and e.inner is d for e, d in zip(ends, (w, z), strict=True)):
         gammas = moments.spread(ends[0].value.sides[q.left], q, False)
         gammas = gammas * moments.spread(ends[1].value.sides[q.right], q, True)
@@ -456,7 +459,7 @@ def _by_scale(moments: Any, p: Profile, r: Profile, w: Node, z: Node, q: Any) ->
             "Leave it out, or make its variance a number",
         )
     k = covariances(moments, u, v, q)
-    k = tuple(jnp.broadcast_to(part, _shape(k)) for part in k)
+    k: Any = tuple(jnp.broadcast_to(part, _shape(k)) for part in k)
     dual = _dual(moments, p, r, q)
     dual(k)  # for its error: what is noted inside of a derivative may not leave it
     noted = len(moments.errors)

@@ -1,7 +1,7 @@
 """Expectations of activations in closed form, and how an activation is recognised.
 
 A family knows, of phi and psi in it and (z, z') Gaussian with variances k11, k22 and covariance
-k12: `mean` E phi(z), `second` E phi(z) psi(z'), and the same of the derivatives, `slope` and `dual`.
+k12: `mean` E phi(z), `second` E phi(z) psi(z'), and the same of the derivatives: `slope`, `dual`.
 """
 
 import math
@@ -34,18 +34,22 @@ class Piecewise(NamedTuple):
         return (self.a + self.b) / 2, (self.a - self.b) / 2
 
     def mean(self, k: jax.Array) -> jax.Array:
+        """Compute E phi(z)."""
         return (self.a - self.b) * jnp.sqrt(k / (2 * np.pi))
 
     def slope(self, k: jax.Array) -> jax.Array:
+        """Compute E phi'(z)."""
         return jnp.full_like(k, self._parts()[0])
 
     def second(self, other: "Piecewise", k: Covariances) -> jax.Array:
+        """Compute E phi(z) psi(z')."""
         (alpha, beta), (gamma, delta) = self._parts(), other._parts()
         rest = _rest(k)
         sizes = 2 / np.pi * (rest + k[1] * jnp.arctan2(k[1], rest))
         return alpha * gamma * k[1] + beta * delta * sizes
 
     def dual(self, other: "Piecewise", k: Covariances) -> jax.Array:
+        """Compute E phi'(z) psi'(z')."""
         (alpha, beta), (gamma, delta) = self._parts(), other._parts()
         return alpha * gamma + beta * delta * 2 / np.pi * jnp.arctan2(k[1], _rest(k))
 
@@ -69,16 +73,20 @@ class Polynomial(NamedTuple):
     coefficients: tuple[float, ...]
 
     def derivative(self) -> "Polynomial":
+        """Give the derivative."""
         return Polynomial(tuple(p * c for p, c in enumerate(self.coefficients) if p) or (0.0,))
 
     def mean(self, k: jax.Array) -> jax.Array:
+        """Compute E phi(z)."""
         one = jnp.ones_like(k)
         return self.second(Polynomial((1.0,)), (k, 0 * k, one))
 
     def slope(self, k: jax.Array) -> jax.Array:
+        """Compute E phi'(z)."""
         return self.derivative().mean(k)
 
     def second(self, other: "Polynomial", k: Covariances) -> jax.Array:
+        """Compute E phi(z) psi(z')."""
         total = jnp.zeros(jnp.broadcast_shapes(*(v.shape for v in k)), k[1].dtype)
         for a, c in enumerate(self.coefficients):
             for b, d in enumerate(other.coefficients):
@@ -87,6 +95,7 @@ class Polynomial(NamedTuple):
         return total
 
     def dual(self, other: "Polynomial", k: Covariances) -> jax.Array:
+        """Compute E phi'(z) psi'(z')."""
         return self.derivative().second(other.derivative(), k)
 
 
@@ -96,16 +105,19 @@ class Erf(NamedTuple):
     c: float
 
     def mean(self, k: jax.Array) -> None:
-        return None
+        """Give none: it is 0."""
 
     def slope(self, k: jax.Array) -> jax.Array:
+        """Compute E phi'(z)."""
         return self.c * 2 / np.sqrt(np.pi) / jnp.sqrt(1 + 2 * k)
 
     def second(self, other: "Erf", k: Covariances) -> jax.Array:
+        """Compute E phi(z) psi(z')."""
         product = (1 + 2 * k[0]) * (1 + 2 * k[2])
         return self.c * other.c * 2 / np.pi * jnp.arcsin(2 * k[1] / jnp.sqrt(product))
 
     def dual(self, other: "Erf", k: Covariances) -> jax.Array:
+        """Compute E phi'(z) psi'(z')."""
         product = (1 + 2 * k[0]) * (1 + 2 * k[2])
         return self.c * other.c * 4 / np.pi / jnp.sqrt(product - 4 * jnp.square(k[1]))
 
@@ -117,9 +129,11 @@ class Wave(NamedTuple):
     even: bool
 
     def mean(self, k: jax.Array) -> jax.Array | None:
+        """Compute E phi(z)."""
         return self.c * jnp.exp(-k / 2) if self.even else None
 
     def slope(self, k: jax.Array) -> jax.Array | None:
+        """Compute E phi'(z)."""
         return None if self.even else self.c * jnp.exp(-k / 2)
 
     def _sum(self, other: "Wave", k: Covariances, even: bool) -> Any:
@@ -130,9 +144,11 @@ class Wave(NamedTuple):
         return self.c * other.c / 2 * (jnp.exp(half + k[1]) + sign * jnp.exp(half - k[1]))
 
     def second(self, other: "Wave", k: Covariances) -> Any:
+        """Compute E phi(z) psi(z')."""
         return self._sum(other, k, self.even)
 
     def dual(self, other: "Wave", k: Covariances) -> Any:
+        """Compute E phi'(z) psi'(z')."""
         return self._sum(other, k, not self.even)
 
 
@@ -142,9 +158,11 @@ class Gelu(NamedTuple):
     c: float
 
     def mean(self, k: jax.Array) -> jax.Array:
+        """Compute E phi(z)."""
         return self.c * k / jnp.sqrt(2 * np.pi * (1 + k))
 
     def slope(self, k: jax.Array) -> jax.Array:
+        """Compute E phi'(z)."""
         return jnp.full_like(k, self.c / 2)
 
     def _both(self, k: Covariances) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -155,12 +173,14 @@ class Gelu(NamedTuple):
         return p, 1 / (2 * np.pi * jnp.sqrt(d)), d  # and E phi phi', phi the density
 
     def second(self, other: "Gelu", k: Covariances) -> jax.Array:
+        """Compute E phi(z) psi(z')."""
         k11, k12, k22 = k
         p, q, _ = self._both(k)
         inside = k11 * (k22 - jnp.square(k12) / (1 + k11)) + jnp.square(k12) / (1 + k22)
         return self.c * other.c * (inside * q + k12 * p)
 
     def dual(self, other: "Gelu", k: Covariances) -> jax.Array:
+        """Compute E phi'(z) psi'(z')."""
         k11, k12, k22 = k
         p, q, d = self._both(k)
         return self.c * other.c * (p + k12 * q * (1 / (1 + k11) + 1 / (1 + k22) + 1 / d))

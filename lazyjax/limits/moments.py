@@ -196,7 +196,7 @@ class Moments:
                 return _times(ask(a, b.inner, q), value)
         return self._moved(a, b, q, ask)
 
-    def _moved(self, a: Node, b: Node, q: Query, ask: Any) -> Array:
+    def _moved(self, a: Any, b: Any, q: Query, ask: Any) -> Array:
         if not q.every:
             alike = isinstance(a, Moved) and isinstance(b, Moved) and a.key == b.key
             if alike and a.selects and a.mix is None and b.mix is None:
@@ -265,7 +265,7 @@ class Moments:
             self._profiles[id(a)] = activations.profile(a)
         return self._profiles[id(a)]
 
-    def _gate(self, a: Node, b: Node) -> tuple[Node, Node, Node, Node] | None:
+    def _gate(self, a: Any, b: Any) -> tuple[Node, Node, Node, Node] | None:
         """Give A = A1 A2 and B = B1 B2, where A1, B1 are independent of A2, B2."""
         if not (_is_gate(a) and _is_gate(b)):
             return None
@@ -364,7 +364,7 @@ class Moments:
         return self._known[key]
 
     def _entries(self, z: Entries, other: Entries, q: Query) -> tuple[Array, Array]:
-        same = _same(z.pattern, other.pattern, q, self.dtype)
+        same: Any = _same(z.pattern, other.pattern, q, self.dtype)
         factor = self._outer(z.factor.sides[q.left], other.factor.sides[q.right], q)
         same = _times(same, factor)
         return (None if z.variance is None else z.variance * same), same
@@ -470,14 +470,22 @@ def _same(one: np.ndarray, other: np.ndarray, q: Query, dtype: Any) -> jax.Array
 
 
 def _window_sum(array: jax.Array, axes: tuple[int, ...], window: Window) -> jax.Array:
-    """Sum over the offsets of a window, the same offset along all of some axes."""
-    low, high = window.padding
+    """Sum over the offsets of a window, the same offset along one axis or along two."""
+    (low, high), n = window.padding, array.shape[axes[0]]
+    length = low + (n - 1) * window.input_step + 1 + high
+    places = (length - (window.size - 1) * window.step - 1) // window.stride + 1
+    if len(axes) == 1:
+        at = np.arange(places)[:, None] * window.stride - low
+        offsets = np.arange(n)[None] * window.input_step - at
+        inside = (offsets >= 0) & (offsets < window.size * window.step)
+        band = jnp.asarray(inside & (offsets % window.step == 0), array.dtype)
+        summed = jnp.tensordot(array, band, ((axes[0],), (1,)), precision="highest")
+        return jnp.moveaxis(summed, -1, axes[0])
     if low or high or window.input_step > 1:
         edges = [(0, 0, 0)] * array.ndim
         for axis in axes:
             edges[axis] = (low, high, window.input_step - 1)
         array = jax.lax.pad(array, jnp.zeros((), array.dtype), edges)
-    places = (array.shape[axes[0]] - (window.size - 1) * window.step - 1) // window.stride + 1
     total = None
     for i in range(window.size):
         part = array

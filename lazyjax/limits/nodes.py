@@ -213,10 +213,8 @@ class Graph:
             loose += node.terms if isinstance(node, Sum) and not node.gaussian else [node]
         fields = [node for node in loose if node.gaussian]
         terms = [node for node in loose if not node.gaussian]
-        if fields and terms:  # all that is Gaussian is one field
-            terms = [self.sum(*fields), *terms]
-        else:
-            terms = fields or terms
+        # all that is Gaussian is one field
+        terms = [self.sum(*fields), *terms] if fields and terms else fields or terms
         if len(terms) == 1:
             return terms[0]
         key = ("sum", *map(id, terms))
@@ -283,7 +281,7 @@ class Graph:
     def from_one(
         self, groups: list[tuple[tuple[int, Node], ...]]
     ) -> tuple[tuple[tuple[int, Node], ...], list[Any], Any] | None:
-        """Give what all of some fields are selections of, and the selections; None if they differ."""
+        """Give what all of some fields are selections of, and how; None if they differ."""
         found = [
             [self._selected.get(id(node), (node, lambda a: a, ())) for _, node in parts]
             for parts in groups

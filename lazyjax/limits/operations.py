@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn
 
 from lazyjax.equations import settings
 from lazyjax.limits.layouts import (
@@ -26,10 +25,10 @@ from lazyjax.limits.reading import Reader
 from lazyjax.limits.refusals import refuse
 from lazyjax.limits.values import Fixed, Leaf, Value, Wide, fixed, layout
 
-Operation = Callable[[Reader, JaxprEqn, list[Value], str], Any]
+Operation = Callable[[Reader, Any, list[Value], str], Any]
 
 
-def _shape_of(equation: JaxprEqn) -> tuple[int, ...]:
+def _shape_of(equation: Any) -> tuple[int, ...]:
     return tuple(equation.outvars[0].aval.shape)
 
 
@@ -59,7 +58,7 @@ def _laid_out(value: Fixed | Leaf, operation: Any, shape: tuple[int, ...]) -> Fi
     return replace(value, entries=entries, factor=of(value.factor), values=of(value.values))
 
 
-def _reshape(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _reshape(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     (value,), shape = given[:1], _shape_of(equation)
     if not isinstance(value, Wide):
         return _laid_out(value, lambda a: a.reshape(shape), shape)
@@ -70,7 +69,7 @@ def _reshape(reader: Reader, equation: JaxprEqn, given: list[Value], where: str)
     return reader.reshaped(value, axes)
 
 
-def _transpose(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _transpose(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     order = settings(equation).order
     (value,) = given
     if not isinstance(value, Wide):
@@ -83,7 +82,7 @@ def _transpose(reader: Reader, equation: JaxprEqn, given: list[Value], where: st
     return reader.moved(value, lambda a: a.transpose(own), axes, ("transpose", tuple(own)))
 
 
-def _squeeze(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _squeeze(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     (value,), shape = given, _shape_of(equation)
     if not isinstance(value, Wide):
         return _laid_out(value, lambda a: a.reshape(shape), shape)
@@ -91,7 +90,7 @@ def _squeeze(reader: Reader, equation: JaxprEqn, given: list[Value], where: str)
     return Wide(value.parts, tuple(a for i, a in enumerate(value.axes) if i not in gone))
 
 
-def _broadcast(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _broadcast(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     how = settings(equation)
     return _broadcast_to(reader, given[0], tuple(how.shape), tuple(how.axes))
 
@@ -155,7 +154,7 @@ def _sliced(
     if is_wide(value.axes[axis]):
         return _some_channels(reader, value, axis, start, stop, stride, where)
     value = reader.merged(value, axis, where)
-    (place,) = _places(value.axes)[axis] or (None,)
+    place = sum(len(p) for p in _places(value.axes)[:axis])
     axes = (*value.axes[:axis], (Atom(length),) if length > 1 else (), *value.axes[axis + 1 :])
     target = positions(axes)
 
@@ -187,7 +186,7 @@ def _some_channels(
     return Wide(tuple(parts), (*value.axes[:axis], atom, *value.axes[axis + 1 :]))
 
 
-def _slice(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _slice(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     how, (value,) = settings(equation), given
     strides = how.strides or (1,) * len(how.starts)
     for axis, (start, stop, stride) in enumerate(zip(how.starts, how.stops, strides, strict=True)):
@@ -195,7 +194,7 @@ def _slice(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -
     return value
 
 
-def _split(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> list[Value]:
+def _split(reader: Reader, equation: Any, given: list[Value], where: str) -> list[Value]:
     how, (value,) = settings(equation), given
     ends = np.cumsum(how.sizes)
     return [
@@ -204,7 +203,7 @@ def _split(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -
     ]
 
 
-def _dynamic_slice(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _dynamic_slice(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     value, *starts = given
     numbers = [s.number() if isinstance(s, Fixed) else None for s in starts]
     if any(n is None for n in numbers):
@@ -236,7 +235,7 @@ def stacked(reader: Reader, values: list[Value], where: str) -> Value:
     return _joined(reader, raised, 0, where)
 
 
-def _flip(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _flip(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     flipped, (value,) = settings(equation).axes, given
     if not isinstance(value, Wide):
         return _laid_out(value, lambda a: jax.lax.rev(a, flipped), _shape_of(equation))
@@ -251,7 +250,7 @@ def _flip(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) ->
     return value
 
 
-def _concatenate(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _concatenate(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     return _joined(reader, given, settings(equation).axis, where)
 
 
@@ -289,6 +288,7 @@ def _joined(reader: Reader, given: list[Value], axis: int, where: str) -> Value:
             known = reader.at(v, axes, where)
             node: Node = Deterministic(positions(axes), known)
             v = Wide(tuple((count, node) for count, _ in fields[0].parts), axes)
+        assert isinstance(v, Wide)
         terms.append(v)
     axes = (*rest[:axis], (Atom(total),) if total > 1 else (), *rest[axis + 1 :])
     place = sum(len(p) for p in _places(axes)[:axis])
@@ -348,8 +348,9 @@ def _joined_channels(
     return Wide(parts, (*axes[:axis], (atom,), *axes[axis + 1 :]))
 
 
-def _pad(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
-    value, filling = given
+def _pad(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
+    value: Any = given[0]
+    filling = given[1]
     edges = tuple(settings(equation).edges)
     if not isinstance(value, Wide) or not isinstance(filling, Fixed):
         return None  # type: ignore[return-value]
@@ -385,7 +386,7 @@ def _pad(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> 
 # --- what is linear, entry by entry ---
 
 
-def _same(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _same(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     dtype = equation.outvars[0].aval.dtype
     was = equation.invars[0].aval.dtype
     floats = jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(was, jnp.floating)
@@ -397,7 +398,7 @@ def _same(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) ->
     return value
 
 
-def _negated(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Value:
+def _negated(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     return _scaled(reader, given[0], fixed(-1.0, len(reader.moments.sizes)), where)
 
 
@@ -426,7 +427,7 @@ def _multiplied(one: Fixed, other: Fixed) -> Fixed:
     return replace(one, sides=tuple(sides), shape=tuple(shape), zero=one.zero or other.zero)
 
 
-def _mul(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _mul(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     one, other = given
     for value, by in ((one, other), (other, one)):
         if isinstance(value, Fixed) and value.count != 1 and isinstance(by, Fixed):
@@ -470,7 +471,7 @@ def _weighted(reader: Reader, value: Wide, leaf: Leaf, where: str) -> Wide:
     return Wide(tuple(made), value.axes)
 
 
-def _div(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _div(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     one, other = given
     if not isinstance(other, Fixed) or other.count != 1:
         return None
@@ -487,11 +488,11 @@ def _div(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> 
     return _scaled(reader, one, replace(other, sides=sides, zero=False), where)
 
 
-def _add(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _add(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     return _sum(reader, given, where)
 
 
-def _sub(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _sub(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     one, other = given
     return _sum(reader, [one, _negated(reader, equation, [other], where)], where)
 
@@ -534,7 +535,7 @@ def _added(reader: Reader, terms: list[Wide], axes: Axes, where: str) -> Wide:
     return Wide(tuple(parts), axes)
 
 
-def _select(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _select(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     which, *cases = given
     if not isinstance(which, Fixed) or len(cases) != 2 or any(isinstance(c, Leaf) for c in cases):
         return None
@@ -556,7 +557,7 @@ def _select(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) 
 # --- sums ---
 
 
-def _reduce_sum(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _reduce_sum(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     (value,), gone = given, settings(equation).axes
     if isinstance(value, Fixed):
         shape = tuple(n for i, n in enumerate(value.shape) if i not in gone)
@@ -607,8 +608,9 @@ def _summed(reader: Reader, value: Wide, gone: Any, where: str) -> Wide:
     return reader.moved(value, lambda a: jnp.sum(a, own), axes, ("sum", own), selects=False)
 
 
-def _reduce_window(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
-    how, (value,) = settings(equation), given
+def _reduce_window(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
+    how = settings(equation)
+    value: Any = given[0]
     if not isinstance(value, Wide):
         return None
     for axis, size in enumerate(how.window):
@@ -710,7 +712,7 @@ def _contractible(reader: Reader, x: Wide, gone: list[int], stays: list[int], wh
         reader.contracted |= {a.width for i in gone for a in x.axes[i] if a.width is not None}
 
 
-def _dot(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _dot(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     (contracted, shared) = settings(equation).numbers
     kinds = [isinstance(v, Leaf) for v in given]
     if all(kinds):
@@ -751,7 +753,7 @@ def _dot(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> 
     return Wide(((channels(axes), node),), axes)
 
 
-def _dot_of_fields(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _dot_of_fields(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     """Mix positions by a matrix that is not random."""
     fields = [isinstance(v, Wide) for v in given]
     if all(fields):
@@ -803,7 +805,7 @@ def _dot_of_fields(reader: Reader, equation: JaxprEqn, given: list[Value], where
     return reader.moved(x, mix, axes, ("mix", spec), selects=False, mix=known)
 
 
-def _convolution(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _convolution(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     how = settings(equation)
     inputs, leaf = given
     if not isinstance(leaf, Leaf) or isinstance(inputs, Leaf):
@@ -869,7 +871,7 @@ def _convolution(reader: Reader, equation: JaxprEqn, given: list[Value], where: 
     return reader.reshaped(Wide(((width, node),), tuple(axes)), tuple(axes))
 
 
-def _gather(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> Any:
+def _gather(reader: Reader, equation: Any, given: list[Value], where: str) -> Any:
     """Look up rows of a table of weights."""
     table, places = given
     how = settings(equation)
@@ -899,7 +901,7 @@ def _gather(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) 
     return Wide(((channels(tuple(axes)), node),), tuple(axes))
 
 
-def _scan(reader: Reader, equation: JaxprEqn, given: list[Value], where: str) -> list[Value]:
+def _scan(reader: Reader, equation: Any, given: list[Value], where: str) -> list[Value]:
     """Read a scan turn by turn: each has its own slices of stacked weights."""
     scan = settings(equation)
     outside, over = given[: scan.constants], given[scan.constants + scan.carries :]

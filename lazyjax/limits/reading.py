@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import Literal
 
 from lazyjax.equations import (
     Jaxpr,
@@ -227,7 +227,7 @@ class Reader:
         return self.graph.sum(node, Deterministic(positions(axes), product_of(value, factor)))
 
     def pattern(self, leaf: Leaf, axes: Axes, where: str) -> np.ndarray:
-        """Number the entries of one channel; each channel must have its own."""
+        """Give the numbers of the entries of one channel; each channel must have its own."""
         atoms = [a for axis in axes for a in axis]
         entries = leaf.entries.reshape([a.length for a in atoms])
         order = [i for i, a in enumerate(atoms) if a.width is None]
@@ -261,7 +261,7 @@ class Reader:
                 values |= dict(zip(equation.outvars, out, strict=True))
         return list(map(of, jaxpr.outvars))
 
-    def step(self, jaxpr: Any, equation: JaxprEqn, given: list[Value]) -> list[Value]:
+    def step(self, jaxpr: Any, equation: Any, given: list[Value]) -> list[Value]:
         """Read one equation."""
         name, where = equation.primitive.name, _text(equation)
         if all(isinstance(v, Fixed) and v.count == 1 for v in given):
@@ -297,7 +297,7 @@ class Reader:
             refuse(
                 f"the weight {kinds[0]} in `{name}`", "Let it enter by a product, or a sum", where
             )
-        refuse(f"`{name}`, of which no limit is known", "", where)
+        return refuse(f"`{name}`, of which no limit is known", "", where)
 
     def repeated(self, value: Value, shape: tuple[int, ...], where: str) -> Value:
         """Repeat what is random, or weights, to a shape of the same rank."""
@@ -358,7 +358,7 @@ class Reader:
         """Cut one group of channels into several."""
         if len(value.parts) > 1:
             return value
-        ((_, node),) = value.parts
+        (node,) = [node for _, node in value.parts]
         ends = np.cumsum(groups)
         parts = [
             (count, self.graph.restrict(node, ("slice", int(end) - count, int(end), 1)))
@@ -367,7 +367,7 @@ class Reader:
         return Wide(tuple(parts), value.axes)
 
     def pointwise(
-        self, jaxpr: Any, equation: JaxprEqn, given: list[Value], name: str, where: str
+        self, jaxpr: Any, equation: Any, given: list[Value], name: str, where: str
     ) -> Wide:
         """Apply a function entry by entry."""
         given, axes = self.together(given, where)
@@ -403,7 +403,7 @@ class Reader:
 
 
 def _in_own_shape(
-    call: Callable[..., jax.Array], equation: JaxprEqn, values: list[jax.Array]
+    call: Callable[..., jax.Array], equation: Any, values: list[jax.Array]
 ) -> jax.Array:
     """Apply a function entry by entry to arrays of any shape, in pieces of the shape it has."""
     own = tuple(equation.outvars[0].aval.shape)
@@ -420,19 +420,19 @@ def _in_own_shape(
     return jax.vmap(call)(*cuts).reshape(-1)[:total].reshape(values[0].shape)
 
 
-def _text(equation: JaxprEqn) -> str:
+def _text(equation: Any) -> str:
     text = " ".join(str(equation).split())
     return text if len(text) < 200 else f"{text[:200]} ..."
 
 
-def _has_own_rule(equation: JaxprEqn) -> bool:
+def _has_own_rule(equation: Any) -> bool:
     """Tell whether the derivative of a function may be another than that of its body."""
     return _OF_JAX not in source_of_rule(equation) or "logaddexp" in str(
         equation.params.get("name", source_of_rule(equation))
     )
 
 
-def _is_pointwise(equation: JaxprEqn) -> bool:
+def _is_pointwise(equation: Any) -> bool:
     inside = [e for body in inner_jaxprs(equation) for e in equations(body)]
     return (
         all(e.primitive.name in POINTWISE or inner_jaxprs(e) or _is_scalar(e) for e in inside)
@@ -440,12 +440,12 @@ def _is_pointwise(equation: JaxprEqn) -> bool:
     )
 
 
-def _is_scalar(equation: JaxprEqn) -> bool:
+def _is_scalar(equation: Any) -> bool:
     small = all(not v.aval.shape for v in equation.invars)
     return small and equation.primitive.name == "broadcast_in_dim"
 
 
-def _evaluated(jaxpr: Any, equation: JaxprEqn, given: list[Fixed]) -> list[Value]:
+def _evaluated(jaxpr: Any, equation: Any, given: list[Fixed]) -> list[Value]:
     """Evaluate what is not random, as it is."""
     entrywise = equation.primitive.name in POINTWISE
     done: dict[Any, list[Any]] = {}
@@ -469,7 +469,7 @@ def _stays_zero(name: str, given: list[Fixed]) -> bool:
     return name == "mul" and any(v.zero for v in given)
 
 
-def _one_side(jaxpr: Any, equation: JaxprEqn, arrays: list[Any], entrywise: bool) -> list[Any]:
+def _one_side(jaxpr: Any, equation: Any, arrays: list[Any], entrywise: bool) -> list[Any]:
     def call(*inputs: Any) -> list[Any]:
         at = {
             id(v): value

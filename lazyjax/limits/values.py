@@ -23,7 +23,7 @@ class Fixed:
     divided by about as many it has no limit.
     """
 
-    sides: tuple[jax.Array, ...]
+    sides: tuple[Any, ...]
     shape: tuple[int, ...]
     count: float = 1.0
     zero: bool = False

@@ -1,5 +1,6 @@
 """The kernels of an infinitely wide network, read off its jaxpr."""
 
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from lazyjax.types import ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
 _TILE = 2**18  # entries of the largest array of a tile
-_TILES = 12  # into which a symmetric kernel is cut, to save nearly half of it
+_TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
 
 
 class Infinite(NamedTuple):
@@ -40,8 +41,8 @@ class Infinite(NamedTuple):
     ntk : (N1, N2)
         E <df_k(x1), df_k(x2)>.
     error : ()
-        Of the quadratures: the largest difference that a fifth of their degree makes, over the largest
-        value; 0 where all is in closed form.
+        Of the quadratures: the largest difference that a fifth of their degree makes, over the
+        largest value; 0 where all is in closed form.
     """
 
     nngp: jax.Array
@@ -125,7 +126,8 @@ def _output(reader: Reader, y: Value) -> Any:
         refuse("outputs of several kinds, joined", "Take one kind after the other")
     if reader.is_contracted(y.axes):
         refuse("a wide axis that meets the output", "End with a product with random weights")
-    return y.parts[0][1]
+    (node,) = [node for _, node in y.parts]
+    return node
 
 
 def _tile(
@@ -239,8 +241,9 @@ def infinite(
     [[1.0, 0.1592], [0.1592, 1.0]]
     """
     f = checks.model_function(f)
-    n = checks.batch("x1", x1)
-    m = n if x2 is None else checks.batch("x2", x2)
+    checks.batch("x1", x1)
+    if x2 is not None:
+        checks.batch("x2", x2)
     checks.whole("degree", degree, least=16)
     if batch_size is not None:
         checks.whole("batch_size", batch_size, least=1)
@@ -264,7 +267,6 @@ def infinite(
         found = _within(memory, f, values, x1, x2, network, side)
     if not isinstance(found.error, Tracer):
         _tell(float(found.error))
-    del m
     return found
 
 
@@ -323,8 +325,7 @@ def _within(
 
 
 def _tell(error: float) -> None:
-    import warnings
-
+    """Warn of a rough quadrature."""
     if error > 1e-6:
         warnings.warn(
             f"the quadratures of activations have an error of about {error:.1e} of the largest "
