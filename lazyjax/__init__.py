@@ -13,7 +13,7 @@ from lazyjax.curvature import sharpness
 from lazyjax.data import TARGETS, excess_risk, expected_test_error, make_dataset
 from lazyjax.dynamics import Dynamics, gradient_descent, gradient_flow
 from lazyjax.kernels import Estimate, estimate, explain, matrix, ntk, ntk_diagonal
-from lazyjax.limits import Infinite, Posterior, gp, infinite
+from lazyjax.limits import Infinite, Posterior, gp, infinite, variances
 from lazyjax.metrics import (
     Kappa,
     kappa,
@@ -138,6 +138,7 @@ __all__ = [
     "taylor",
     "train",
     "train_ensemble",
+    "variances",
     "verdicts",
     "verify",
     "wishart_edge",

@@ -116,6 +116,7 @@ PARAMETERS: dict[str, _Layout] = {
     "integer_pow": _layout(power="y"),
     # what cuts and joins arrays, and what sums
     "concatenate": _layout(axis="dimension"),
+    "stack": _layout(axis="axis"),  # since 0.12
     "split": _layout(axis="axis", sizes="sizes"),
     "dynamic_slice": _layout(sizes="slice_sizes"),
     "reduce_sum": _layout("out_sharding", axes="axes"),

@@ -135,6 +135,19 @@ def test_the_ensemble_moves_by_the_flow_of_its_mean_kernel(names):
     assert np.linalg.eigvalsh(names["ensemble_covariance"]).min() > -1e-12
 
 
+def test_the_limit_is_trained_by_its_own_kernels(names):
+    from lazyjax import gradient_flow
+
+    y = names["y_train"]
+    flow = gradient_flow(names["of_limit"].ntk, y, jnp.zeros_like(y))
+    mean = flow.test(names["t"], names["cross_limit"].ntk, jnp.zeros((5, 3)))
+    np.testing.assert_allclose(names["trained"].mean, mean, atol=1e-10)
+    noisy = names["of_limit"].nngp + 0.5 * jnp.eye(8)
+    solved = jnp.linalg.solve(noisy, names["cross_limit"].nngp.T)
+    covariance = names["test_limit"].nngp - names["cross_limit"].nngp @ solved
+    np.testing.assert_allclose(names["bayes"].covariance, covariance, atol=1e-10)
+
+
 def test_the_other_loss_is_trained(names):
     history = names["history"]
     assert history.diverged_at is None
@@ -154,3 +167,24 @@ def test_the_page_on_every_step_trains_and_weighs():
     kernel = np.asarray(found["of_adam"])[:, :, 0, 0]
     np.testing.assert_array_equal(kernel, kernel.T)
     assert len(set(np.asarray(found["chosen"]).tolist())) == 8
+
+
+def test_the_page_on_infinite_width_prints_what_it_shows(capsys):
+    jax.config.update("jax_enable_x64", False)  # as its reader has it
+    try:
+        with jax.numpy_rank_promotion("allow"):  # its model adds a bias as one writes it
+            found = run("infinite_width.md")
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    text = (DOCS / "infinite_width.md").read_text()
+    shown = re.findall(r"It prints\n\n((?:    .*\n)+)", text)
+    assert capsys.readouterr().out == "".join(re.sub("^    ", "", s, flags=re.M) for s in shown)
+    limit = np.asarray(found["kernels"].ntk)
+    assert np.linalg.norm(found["finite"] - limit) < 0.1 * np.linalg.norm(limit)
+    assert np.linalg.eigvalsh(found["standard"].ntk).min() > 0
+    assert "used twice" in found["refusal"]
+    early, cross = found["early"], np.asarray(found["cross"].nngp)
+    np.testing.assert_allclose(early.covariance[0], found["own"].nngp, atol=1e-6)
+    noisy = np.asarray(found["kernels"].nngp) + 0.01 * np.eye(3)
+    wanted = cross @ np.linalg.solve(noisy, np.asarray(found["y"]))
+    np.testing.assert_allclose(found["posterior"].mean, wanted, rtol=1e-4)

@@ -310,6 +310,29 @@ def test_weights_of_a_norm_count_by_their_derivatives():
     np.testing.assert_allclose(found.ntk, wanted, rtol=1e-7)
 
 
+def test_tokens_with_places_a_norm_and_a_pool_are_their_parts_by_hand():
+    """Positions are selected, scaled and pooled on one side of a pair and not yet on the other."""
+    tokens = jnp.asarray([[0, 1, 2, 1], [2, 2, 0, 1], [1, 0, 0, 2]])
+
+    def f(w, x, gamma):
+        h = w[0][x] + w[1][None]
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True)) * gamma
+        return (h + 0.5 * jnp.flip(h, 1)).mean(1) @ w[2] / 4
+
+    w = (jnp.zeros((3, 16)), jnp.zeros((4, 16)), jnp.zeros((16, 1)))
+    scaled = infinite(
+        lambda w, x: f(w[:3], x, w[3][None, None]),
+        (*w, jnp.full(16, 1.5)),
+        tokens,
+        variance=(1.0, 1.0, 1.0, None),
+    )
+    # Gaussian of variance 2 everywhere: h / sqrt(2), pooled with its mirror image: 1.5 of the mean
+    same = (tokens[:, None, :, None] == tokens[None, :, None]) + jnp.eye(4)[None, None]
+    k = 1.5**2 * (same / 2).mean((2, 3))
+    np.testing.assert_allclose(scaled.nngp, 1.5**2 * k, rtol=1e-12)
+    np.testing.assert_allclose(scaled.ntk, 1.5**2 * k + 1.5**2 * k + k, rtol=1e-12)
+
+
 class Network(nn.Module):
     @nn.compact
     def __call__(self, x):

@@ -22,6 +22,7 @@ from lazyjax.limits.nodes import (
     Scaled,
     Sum,
     Times,
+    same_entries,
     scales,
 )
 from lazyjax.limits.refusals import refuse
@@ -405,7 +406,7 @@ def tangent(moments: Any, p: Profile, r: Profile, q: Any) -> jax.Array | None:
         for j, v in enumerate(r.fields):
             inner = moments.fixed(u, v, q)
             shared = [
-                (w, z)
+                (w, z, same_entries(one, other, q, moments.dtype))
                 for one, w in scales(u)
                 for other, z in scales(v)
                 if np.intersect1d(one, other).size
@@ -420,7 +421,7 @@ def tangent(moments: Any, p: Profile, r: Profile, q: Any) -> jax.Array | None:
             else:
                 slopes = second(moments, p.derivative(i), r.derivative(j), q)
             parts = [] if inner is None else [slopes * inner]
-            parts += [_by_scale(moments, p, r, w, z, q) for w, z in shared]
+            parts += [_by_scale(moments, p, r, w, z, q) * same for w, z, same in shared]
             for part in parts:
                 total = part if total is None else total + part
     return total

@@ -29,6 +29,7 @@ from lazyjax.limits.nodes import (
     Times,
     Tokens,
     Window,
+    same_entries,
     scales,
 )
 from lazyjax.limits.refusals import refuse
@@ -64,7 +65,7 @@ class Moments:
         self.errors: list[jax.Array] = []  # of quadratures, relative
         self.largest = 1  # entries of the largest array for one pair
         self._known: dict[Any, Any] = {}
-        self._profiles: dict[int, Profile] = {}
+        self._profiles: dict[Node, Profile] = {}
 
     # --- what is asked ---
 
@@ -78,15 +79,15 @@ class Moments:
 
     def mean(self, a: Node, side: int) -> Array:
         """Give E A(x), (n, *positions)."""
-        key = ("mean", id(a), side)
+        key = ("mean", a, side)
         if key not in self._known:
             self._known[key] = self._mean(a, side)
         return self._known[key]
 
     def _once(self, name: str, a: Node, b: Node, q: Query, compute: Any) -> Array:
-        if not a.shape:
+        if not a.shape and not b.shape:
             q = q._replace(every=False)
-        key = (name, id(a), id(b), q)
+        key = (name, a, b, q)
         if key not in self._known:
             self._known[key] = found = compute(a, b, q)
             if found is not None and q.crossed:
@@ -95,11 +96,16 @@ class Moments:
 
     # --- shapes ---
 
-    def spread(self, value: jax.Array, q: Query, right: bool) -> jax.Array:
-        """Give (n, *positions) of one side as the query has pairs."""
+    def spread(
+        self, value: jax.Array, q: Query, right: bool, beside: int | None = None
+    ) -> jax.Array:
+        """Give (n, *positions) of one side as the query has pairs.
+
+        `beside` is how many axes of positions the other side has, by default as many.
+        """
         n, *positions = value.shape
         batch = (n,) if not q.crossed else (1, n) if right else (n, 1)
-        ones = (1,) * len(positions)
+        ones = (1,) * (len(positions) if beside is None else beside)
         if not q.every:
             return value.reshape(*batch, *positions)
         return value.reshape(*batch, *((*ones, *positions) if right else (*positions, *ones)))
@@ -107,7 +113,8 @@ class Moments:
     def _outer(self, a: Array, b: Array, q: Query) -> Array:
         if a is None or b is None:
             return None
-        return self.spread(a, q, False) * self.spread(b, q, True)
+        left = self.spread(a, q, False, b.ndim - 1)
+        return left * self.spread(b, q, True, a.ndim - 1)
 
     def variance(self, a: Node, side: int) -> jax.Array:
         """Give E A(x)^2 at every position, (n, *positions)."""
@@ -183,16 +190,16 @@ class Moments:
             case _, Sum():
                 return _add(*(ask(a, term, q) for term in b.terms))
             case Times(), _:
-                value = self.spread(a.value.sides[q.left], q, False)
+                value = self.spread(a.value.sides[q.left], q, False, len(b.shape))
                 return _times(ask(a.inner, b, q), value)
             case _, Times():
-                value = self.spread(b.value.sides[q.right], q, True)
+                value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
                 return _times(ask(a, b.inner, q), value)
             case Scaled(), _:
-                value = self.spread(a.value.sides[q.left], q, False)
+                value = self.spread(a.value.sides[q.left], q, False, len(b.shape))
                 return _add(_times(ask(a.inner, b, q), value), own(a, b, q))
             case _, Scaled():
-                value = self.spread(b.value.sides[q.right], q, True)
+                value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
                 return _times(ask(a, b.inner, q), value)
         return self._moved(a, b, q, ask)
 
@@ -261,9 +268,9 @@ class Moments:
 
     def profile(self, a: Pointwise) -> Profile:
         """Give the function that a node is, of its Gaussian fields."""
-        if id(a) not in self._profiles:
-            self._profiles[id(a)] = activations.profile(a)
-        return self._profiles[id(a)]
+        if a not in self._profiles:
+            self._profiles[a] = activations.profile(a)
+        return self._profiles[a]
 
     def _gate(self, a: Any, b: Any) -> tuple[Node, Node, Node, Node] | None:
         """Give A = A1 A2 and B = B1 B2, where A1, B1 are independent of A2, B2."""
@@ -296,7 +303,9 @@ class Moments:
             slope = activations.mean(self, profile.derivative(j), side)
             if slope is not None:
                 inside = ask(field, z, q) if flipped else ask(z, field, q)
-                total = _add(total, _times(inside, self.spread(slope, q, not flipped)))
+                total = _add(
+                    total, _times(inside, self.spread(slope, q, not flipped, len(z.shape)))
+                )
         return total
 
     # --- derivatives ---
@@ -339,20 +348,31 @@ class Moments:
 
     def _of_scales(self, a: Scaled, b: Node, q: Query) -> Array:
         """Give what the weights of a scale add: their derivatives are the fields they multiply."""
-        for pattern, inner in scales(b):
-            if pattern is a.pattern:
-                return _times(
-                    self.second(a.inner, inner, q), _same(pattern, pattern, q, self.dtype)
-                )
-            if np.intersect1d(pattern, a.pattern).size:
-                refuse("a scale that is used at several places", "give each its own")
+        match b:
+            case Sum():
+                return _add(*(self._of_scales(a, term, q) for term in b.terms))
+            case Times():
+                value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
+                return _times(self._of_scales(a, b.inner, q), value)
+            case Scaled():
+                value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
+                total = _times(self._of_scales(a, b.inner, q), value)
+                if not np.intersect1d(b.pattern, a.pattern).size:
+                    return total
+                same = same_entries(a.pattern, b.pattern, q, self.dtype)
+                return _add(total, _times(self.second(a.inner, b.inner, q), same))
+            case Moved() if q.every or not (a.shape or b.inner.shape):
+                return self._move(b, self._of_scales(a, b.inner, q), a, q, right=True)
+            case Moved():
+                every = q._replace(every=True)
+                return self._diagonal(self._of_scales(a, b, every), a, b, q)
         return None
 
     # --- sources ---
 
     def _source(self, z: Source, other: Source, q: Query) -> tuple[Array, Array]:
         """Give the covariance of a source, perhaps at other positions, and of its derivatives."""
-        key = ("source", id(z), id(other), q)
+        key = ("source", z, other, q)
         if key not in self._known:
             match z, other:
                 case Product(), _:
@@ -364,7 +384,7 @@ class Moments:
         return self._known[key]
 
     def _entries(self, z: Entries, other: Entries, q: Query) -> tuple[Array, Array]:
-        same: Any = _same(z.pattern, other.pattern, q, self.dtype)
+        same: Any = same_entries(z.pattern, other.pattern, q, self.dtype)
         factor = self._outer(z.factor.sides[q.left], other.factor.sides[q.right], q)
         same = _times(same, factor)
         return (None if z.variance is None else z.variance * same), same
@@ -456,17 +476,6 @@ def _is_linear(a: Node) -> bool:
 def _is_gate(a: Node) -> bool:
     both = isinstance(a, Pointwise) and all(isinstance(b, Node) for b in a.arguments)
     return both and a.name == "mul" and len(a.arguments) == 2  # type: ignore[attr-defined]
-
-
-def _same(one: np.ndarray, other: np.ndarray, q: Query, dtype: Any) -> jax.Array:
-    """Tell which entries of two patterns are the same, (1, 1, *positions, *positions)."""
-    batch = (1, 1) if q.crossed else (1,)
-    if np.all(one == one.reshape(-1)[0]) and np.all(other == one.reshape(-1)[0]):
-        return jnp.ones((*batch, *(1,) * (one.ndim * (1 + q.every))), dtype)
-    if not q.every:
-        return jnp.asarray(one == other, dtype).reshape(*batch, *one.shape)
-    same = one.reshape(-1)[:, None] == other.reshape(-1)[None]
-    return jnp.asarray(same.reshape(*batch, *one.shape, *other.shape), dtype)
 
 
 def _window_sum(array: jax.Array, axes: tuple[int, ...], window: Window) -> jax.Array:

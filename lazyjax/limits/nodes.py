@@ -468,3 +468,14 @@ def scales(a: Node) -> list[tuple[np.ndarray, Node]]:
             if scales(a.inner):
                 refuse("positions that are mixed after a scale that is differentiated", "")
     return []
+
+
+def same_entries(one: np.ndarray, other: np.ndarray, q: Query, dtype: Any) -> jax.Array:
+    """Tell which entries of two patterns are the same, (1, 1, *positions, *positions)."""
+    batch = (1, 1) if q.crossed else (1,)
+    if np.all(one == one.reshape(-1)[0]) and np.all(other == one.reshape(-1)[0]):
+        return jnp.ones((*batch, *(1,) * (one.ndim * (1 + q.every))), dtype)
+    if not q.every:
+        return jnp.asarray(one == other, dtype).reshape(*batch, *one.shape)
+    same = one.reshape(-1)[:, None] == other.reshape(-1)[None]
+    return jnp.asarray(same.reshape(*batch, *one.shape, *other.shape), dtype)

@@ -223,16 +223,20 @@ def pick(reader: Reader, value: Value, index: int, where: str) -> Value:
     return _laid_out(one, lambda a: a.reshape(shape), shape)
 
 
-def stacked(reader: Reader, values: list[Value], where: str) -> Value:
-    """Join arrays along a new axis 0."""
-    shape = (1, *values[0].shape)
+def stacked(reader: Reader, values: list[Value], axis: int, where: str) -> Value:
+    """Join arrays along a new axis."""
+    shape = (*values[0].shape[:axis], 1, *values[0].shape[axis:])
     raised = [
-        Wide(v.parts, ((), *v.axes))
+        Wide(v.parts, (*v.axes[:axis], (), *v.axes[axis:]))
         if isinstance(v, Wide)
         else _laid_out(v, lambda a: a.reshape(shape), shape)
         for v in values
     ]
-    return _joined(reader, raised, 0, where)
+    return _joined(reader, raised, axis, where)
+
+
+def _stack(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
+    return stacked(reader, given, settings(equation).axis, where)
 
 
 def _flip(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
@@ -915,7 +919,7 @@ def _scan(reader: Reader, equation: Any, given: list[Value], where: str) -> list
         made.append(out[scan.carries :])
     if scan.reverse:
         made.reverse()
-    return [*carry, *(stacked(reader, list(each), where) for each in zip(*made, strict=True))]
+    return [*carry, *(stacked(reader, list(each), 0, where) for each in zip(*made, strict=True))]
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -930,6 +934,7 @@ OPERATIONS: dict[str, Operation] = {
     "dynamic_slice": _dynamic_slice,
     "rev": _flip,
     "concatenate": _concatenate,
+    "stack": _stack,
     "pad": _pad,
     "convert_element_type": _same,
     "reduce_precision": _same,
