@@ -11,10 +11,9 @@ The practical's own weights (`pytorch`) tell another story, twice. They are unif
 is that of Gaussian weights of the same variances. Where a layer sums over many units that is the
 same; the first one sums over two inputs, and the shallow network comes to rest beside the limit:
 the mean kernel of the widest is 4 % from it, far more than chance leaves. The deep one comes nearer
-and nearer before training, as its output hardly depends on x and most of its kernel is that of the
-last bias; but to learn it has to leave that, and the kernel changes by half of itself and more at
-every width here. In this parametrisation kernels grow with the width; the limit that they are held
-against is the leading order at their own width.
+and nearer before training, with a kernel that hardly knows the angle; but in learning that kernel
+changes by half of itself and more at every width here. In this parametrisation kernels grow with
+the width; the limit that they are held against is the leading order at their own width.
 
 Source: an experiment of ours, after Jacot, Gabriel, Hongler 2018, "Neural tangent kernel:
 convergence and generalization in neural networks" (figure 1: the kernel on the circle, before and
