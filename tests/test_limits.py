@@ -12,6 +12,7 @@ from lazyjax import infinite, ntk
 from lazyjax.models import from_linen
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+W2 = (jnp.zeros((3, 16)), jnp.zeros((16, 16)), jnp.zeros((16, 1)))
 OTHER = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)))
 
 
@@ -366,9 +367,35 @@ def test_the_kernel_of_a_network_comes_near_with_its_width():
     assert -0.75 < slope < -0.3
 
 
+def test_masks_of_the_input_are_what_multiplies():
+    def chosen(w, x):
+        h = jax.nn.relu(x["h"] @ w[0])
+        return jnp.where(x["mask"][..., None], h, 0).sum(1) @ w[1] / 4
+
+    def multiplied(w, x):
+        h = jax.nn.relu(x["h"] @ w[0])
+        return (h * x["mask"][..., None]).sum(1) @ w[1] / 4
+
+    rng = np.random.default_rng(3)
+    x = {
+        "h": jnp.asarray(rng.normal(size=(4, 5, 3))),
+        "mask": jnp.asarray(rng.random((4, 5)) > 0.4),
+    }
+    w = (jnp.zeros((3, 16)), jnp.zeros((16, 1)))
+    one, two = (infinite(f, w, x, variance=1.0) for f in (chosen, multiplied))
+    np.testing.assert_allclose(one.ntk, two.ntk, rtol=1e-12)
+
+
+def test_an_error_is_relative_to_the_functions_and_not_to_an_expectation_of_0():
+    def f(w, x):
+        h = jax.nn.relu(x @ w[0])
+        return (h + jnp.tanh(h @ w[1] / 4)) @ w[2] / 4
+
+    assert infinite(f, W2, X / 2, variance=1.0).error < 1e-6
+
+
 # --- what is refused ---
 
-W2 = (jnp.zeros((3, 16)), jnp.zeros((16, 16)), jnp.zeros((16, 1)))
 REFUSED = {
     "a recurrent weight": (
         lambda w, x: jnp.tanh(jnp.tanh(jnp.tanh(x @ w[0]) @ w[1]) @ w[1]) @ w[2],
@@ -433,6 +460,10 @@ REFUSED = {
     "a scale of all channels": (
         lambda w, x: jnp.tanh(x @ w[0] + w[2][:1]) @ w[1][:, :1],
         "several channels share",
+    ),
+    "a slope of all channels": (
+        lambda w, x: jax.nn.relu(x @ w[0]) * w[2][0, 0] @ w[1][:, :1],
+        "several channels share|the weight 2",
     ),
     "an output at every position": (
         lambda w, x: (jnp.tanh(x[:, :, None] * w[0][:1][None]) @ w[2])[..., 0],

@@ -309,17 +309,18 @@ def _smooth_or_not(moments: Any, p: Profile, k: jax.Array, q: Any) -> jax.Array:
     if kinks:
         return quadrature.one_with_kinks(function, k, kinks)
     degree = moments.degree
-    value, rough = (quadrature.coefficients(function, k, d)[0] for d in (degree, 4 * degree // 5))
-    moments.errors.append(_relative(value, rough))
-    return value
+    found, rough = (quadrature.coefficients(function, k, d) for d in (degree, 4 * degree // 5))
+    size = jnp.max(jnp.sum(jnp.square(found), 0)) ** 0.5
+    moments.errors.append(_relative(found[0], rough[0], size))
+    return found[0]
 
 
 def _as_arrays(moments: Any, kinks: list[Any] | None) -> list[jax.Array] | None:
     return None if kinks is None else [jnp.asarray(k, moments.dtype) for k in kinks]
 
 
-def _relative(value: jax.Array, rough: jax.Array) -> jax.Array:
-    size = jnp.max(jnp.abs(value))
+def _relative(value: jax.Array, rough: jax.Array, size: jax.Array) -> jax.Array:
+    """Give an error over how large the functions are, as their expectation may be 0."""
     return jnp.max(jnp.abs(value - rough)) / jnp.where(size > 0, size, 1)
 
 
@@ -361,12 +362,13 @@ def _by_series(moments: Any, g: Any, h: Any, k: Covariances) -> jax.Array:
     product = jnp.sqrt(k11 * k22)
     rho = jnp.where(product > 0, k12 / jnp.where(product > 0, product, 1), 0)
 
-    def of(degree: int) -> jax.Array:
-        a = quadrature.coefficients(g, k11, degree)
-        return quadrature.series(a, quadrature.coefficients(h, k22, degree), rho)
+    def of(degree: int) -> tuple[jax.Array, jax.Array]:
+        a, b = quadrature.coefficients(g, k11, degree), quadrature.coefficients(h, k22, degree)
+        size = jnp.max(jnp.sum(jnp.square(a), 0)) * jnp.max(jnp.sum(jnp.square(b), 0))
+        return quadrature.series(a, b, rho), size**0.5
 
-    value, rough = of(moments.degree), of(4 * moments.degree // 5)
-    moments.errors.append(_relative(value, rough))
+    value, size = of(moments.degree)
+    moments.errors.append(_relative(value, of(4 * moments.degree // 5)[0], size))
     return value
 
 
@@ -534,5 +536,6 @@ def _on_grid(
         return value
 
     value, rough = (quadrature.grid(product, covariance, n) for n in (degree, 4 * degree // 5))
-    moments.errors.append(_relative(value, rough))
+    square = quadrature.grid(lambda *z: jnp.square(product(*z)), covariance, degree)
+    moments.errors.append(_relative(value, rough, jnp.max(square) ** 0.5))
     return value

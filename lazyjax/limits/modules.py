@@ -64,7 +64,7 @@ _EACH = {*_SAME, *_AFFINE, "bitcast_convert_type", "erf_inv", "max", "min"}
 def _moments(law: _Law) -> tuple[float, float]:
     """Give mean and variance."""
     mean, variance = (law.low + law.high) / 2, (law.high - law.low) ** 2 / 12
-    if law.normal:  # Johnson, Kotz, Balakrishnan 1994, section 13.10.1; at 99 the density is 0
+    if law.normal:  # cut off at a and b; at 99 the density is 0
         a, b = (_NORMAL.inv_cdf((1 + u) / 2) if abs(u) < 1 else 99.0 for u in (law.low, law.high))
         p, q, mass = _NORMAL.pdf(a), _NORMAL.pdf(b), (law.high - law.low) / 2
         mean = (p - q) / mass
@@ -171,7 +171,8 @@ def _read(closed: Any, inputs: list[Any], where: str = "") -> list[Any]:
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def of(atom: Any) -> Any:
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else known[atom]
+        kind: Any = atom.aval
+        return np.asarray(atom.val, kind.dtype) if isinstance(atom, Literal) else known[atom]
 
     for equation, is_needed in zip(jaxpr.eqns, needed(jaxpr), strict=True):
         if is_needed:

@@ -229,18 +229,23 @@ class Reader:
     def pattern(self, leaf: Leaf, axes: Axes, where: str) -> np.ndarray:
         """Give the numbers of the entries of one channel; each channel must have its own."""
         atoms = [a for axis in axes for a in axis]
+        if leaf.entries.size != np.prod([a.length for a in atoms], dtype=int):
+            self._refuse_shared(leaf, where)
         entries = leaf.entries.reshape([a.length for a in atoms])
         order = [i for i, a in enumerate(atoms) if a.width is None]
         order += [i for i, a in enumerate(atoms) if a.width is not None]
         rows = entries.transpose(order).reshape(-1, channels(axes))
         first = rows[:, 0]
         if np.unique(rows).size != np.unique(first).size * rows.shape[1]:
-            refuse(
-                f"the weight {leaf.name}, which several channels share",
-                "Give each channel its own, or keep it in f as a constant",
-                where,
-            )
+            self._refuse_shared(leaf, where)
         return first.reshape(positions(axes))
+
+    def _refuse_shared(self, leaf: Leaf, where: str) -> None:
+        refuse(
+            f"the weight {leaf.name}, which several channels share",
+            "Give each channel its own, or keep it in f as a constant",
+            where,
+        )
 
     # --- one operation after the other ---
 
@@ -264,8 +269,10 @@ class Reader:
     def step(self, jaxpr: Any, equation: Any, given: list[Value]) -> list[Value]:
         """Read one equation."""
         name, where = equation.primitive.name, _text(equation)
-        if all(isinstance(v, Fixed) and v.count == 1 for v in given):
-            return _evaluated(jaxpr, equation, given)  # type: ignore[arg-type]
+        fixed_ones = [v for v in given if isinstance(v, Fixed) and v.count == 1]
+        # what is repeated stays short, so that it is known to be the same
+        if len(fixed_ones) == len(given) and name != "broadcast_in_dim":
+            return _evaluated(jaxpr, equation, fixed_ones, len(self.moments.sizes))
         body = inlined(equation)
         if body is not None and not (is_custom_jvp(equation) and _has_own_rule(equation)):
             return self.read(body, given)
@@ -445,12 +452,12 @@ def _is_scalar(equation: Any) -> bool:
     return small and equation.primitive.name == "broadcast_in_dim"
 
 
-def _evaluated(jaxpr: Any, equation: Any, given: list[Fixed]) -> list[Value]:
+def _evaluated(jaxpr: Any, equation: Any, given: list[Fixed], count: int) -> list[Value]:
     """Evaluate what is not random, as it is."""
     entrywise = equation.primitive.name in POINTWISE
     done: dict[Any, list[Any]] = {}
     sides: list[list[Any]] = []
-    for i in range(max(len(v.sides) for v in given) if given else 1):
+    for i in range(count):
         arrays = [v.sides[i] if entrywise else v.full()[i] for v in given]
         key = tuple(id(v.sides[i]) for v in given)
         if key not in done:

@@ -219,9 +219,9 @@ def infinite(
     Every axis that a product with random weights sums over, of what is random itself, is taken as
     wide; the sum keeps the factor of its length. So with factors 1 / sqrt(n) in f and variance 1
     (NTK parametrisation) it is the limit, and with variances c / n (standard parametrisation) the
-    leading order at the widths that the model has. Weights that are not Gaussian have the same limit
-    where a product sums over many; the first layer of few inputs does not, and of uniform weights
-    its kernels stay a few percent away at any width. The derivation, with what it assumes, is in
+    leading order at the widths that the model has. Weights that are not Gaussian have the same
+    limit where a product sums over many; after a first layer of few inputs, with uniform weights,
+    kernels stay a few percent away at any width. The derivation, with what it assumes, is in
     `docs/infinite_width.md`. Time is that of N1 N2 S^2 entries a layer, where positions are pooled
     (S of them), N1 N2 S otherwise. ReLU, leaky ReLU, abs, polynomials, erf, sin, cos and exact GELU
     are in closed form.
