@@ -4,6 +4,7 @@
 
 import sys
 import types
+from typing import Any
 
 # Imports what an old tensorflow needs; nothing of it is used here.
 sys.modules["neural_tangents.experimental"] = types.ModuleType("neural_tangents.experimental")
@@ -56,4 +57,5 @@ def times(names: list[str]) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     what, path, *names = sys.argv[1:]
-    np.savez(path, **(kernels if what == "kernels" else times)(names))
+    found: dict[str, Any] = (kernels if what == "kernels" else times)(names)
+    np.savez(path, **found)

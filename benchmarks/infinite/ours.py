@@ -1,6 +1,7 @@
 """Our kernels of the networks, or the times that they take."""
 
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,4 +41,5 @@ def times(names: list[str]) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     what, path, *names = sys.argv[1:]
-    np.savez(path, **(kernels if what == "kernels" else times)(names))
+    found: dict[str, Any] = (kernels if what == "kernels" else times)(names)
+    np.savez(path, **found)
