@@ -257,14 +257,9 @@ class Moments:
         assert isinstance(a, Pointwise)
         factors = self._gate(a, a)
         if factors is not None:
-            return _times(
-                self._argument_mean(factors[0], side), self._argument_mean(factors[1], side)
-            )
+            return _times(self.mean(factors[0], side), self.mean(factors[1], side))
         profile = self.profile(a)
         return activations.mean(self, profile, side)
-
-    def _argument_mean(self, a: Any, side: int) -> Array:
-        return self.mean(a, side)
 
     def profile(self, a: Pointwise) -> Profile:
         """Give the function that a node is, of its Gaussian fields."""

@@ -352,6 +352,30 @@ def _joined_channels(
     return Wide(parts, (*axes[:axis], (atom,), *axes[axis + 1 :]))
 
 
+def _along(
+    reader: Reader,
+    value: Wide,
+    axis: int,
+    length: int,
+    operation: Callable[[jax.Array, int], jax.Array],
+    key: Any,
+    where: str,
+    **options: Any,
+) -> Wide:
+    """Apply an operation `(array, axis) -> array` along one axis of positions."""
+    value = reader.merged(value, axis, where)
+    n, before = value.shape[axis], positions(value.axes)
+    axes = (*value.axes[:axis], (Atom(length),) if length > 1 else (), *value.axes[axis + 1 :])
+    place = sum(len(p) for p in _places(axes)[:axis])
+    full = (*before[:place], n, *before[place + (n > 1) :])  # with that axis, if n is 1 too
+    target = positions(axes)
+
+    def apply(a: jax.Array) -> jax.Array:
+        return operation(a.reshape(full), place).reshape(target)
+
+    return reader.moved(value, apply, axes, (key, place), **options)
+
+
 def _pad(reader: Reader, equation: Any, given: list[Value], where: str) -> Value:
     value: Any = given[0]
     filling = given[1]
@@ -363,27 +387,16 @@ def _pad(reader: Reader, equation: Any, given: list[Value], where: str) -> Value
     for axis, (low, high, inner) in enumerate(edges):
         if not (low or high or inner):
             continue
-        value = reader.merged(value, axis, where)
         n = value.shape[axis]
-        length = n + low + high + inner * max(0, n - 1)
-        axes = (*value.axes[:axis], (Atom(length),) if length > 1 else (), *value.axes[axis + 1 :])
-        place = sum(len(p) for p in _places(axes)[:axis])
-        before = positions(value.axes)
-        ones = (*before[:place], n, *before[place + (n > 1) :])
-        target = positions(axes)
+        edge = (low, high, inner)
 
-        def put(
-            a: jax.Array,
-            ones: Any = ones,
-            place: int = place,
-            edge: Any = (low, high, inner),
-            target: Any = target,
-        ) -> jax.Array:
-            every = [(0, 0, 0)] * len(ones)
+        def put(a: jax.Array, place: int, edge: Any = edge) -> jax.Array:
+            every = [(0, 0, 0)] * a.ndim
             every[place] = edge
-            return jax.lax.pad(a.reshape(ones), jnp.zeros((), a.dtype), every).reshape(target)
+            return jax.lax.pad(a, jnp.zeros((), a.dtype), every)
 
-        value = reader.moved(value, put, axes, ("pad", place, low, high, inner), fills=True)
+        length = n + low + high + inner * max(0, n - 1)
+        value = _along(reader, value, axis, length, put, ("pad", edge), where, fills=True)
     return value
 
 
@@ -627,28 +640,14 @@ def _reduce_window(reader: Reader, equation: Any, given: list[Value], where: str
         )
         if window == (1, 1, (0, 0), 1, 1):
             continue
-        value = reader.merged(value, axis, where)
-        n = value.shape[axis]
-        length = _shape_of(equation)[axis]
-        axes = (*value.axes[:axis], (Atom(length),) if length > 1 else (), *value.axes[axis + 1 :])
-        place = sum(len(p) for p in _places(axes)[:axis])
-        before = positions(value.axes)
-        ones = (*before[:place], n, *before[place + (n > 1) :])
-        target = positions(axes)
 
-        def pool(
-            a: jax.Array,
-            ones: Any = ones,
-            place: int = place,
-            window: Any = window,
-            target: Any = target,
-        ) -> jax.Array:
+        def pool(a: jax.Array, place: int, window: Any = window) -> jax.Array:
             def along(its: Any, other: Any) -> Any:
-                return [its if i == place else other for i in range(len(ones))]
+                return [its if i == place else other for i in range(a.ndim)]
 
             size, stride, padding, input_step, step = window
-            summed = jax.lax.reduce_window(
-                a.reshape(ones),
+            return jax.lax.reduce_window(
+                a,
                 np.zeros((), a.dtype),
                 jax.lax.add,
                 along(size, 1),
@@ -657,9 +656,9 @@ def _reduce_window(reader: Reader, equation: Any, given: list[Value], where: str
                 along(input_step, 1),
                 along(step, 1),
             )
-            return summed.reshape(target)
 
-        value = reader.moved(value, pool, axes, ("pool", place, window), selects=False)
+        length = _shape_of(equation)[axis]
+        value = _along(reader, value, axis, length, pool, ("pool", window), where, selects=False)
     return value
 
 

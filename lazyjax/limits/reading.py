@@ -350,7 +350,7 @@ class Reader:
         for other in fields:
             for own, its in zip(axes, other.axes, strict=True):
                 wide = [a.width for a in own if a.width is not None]
-                for one, two in zip(wide, [a.width for a in its if a.width is not None]):  # noqa: B905
+                for one, two in zip(wide, [a.width for a in its if a.width is not None]):  # noqa: B905 (the other may be cut less)
                     self.unite(one, two)
         out: list[Value] = [self.reshaped(v, axes) if isinstance(v, Wide) else v for v in given]
         counts = {tuple(count for count, _ in v.parts) for v in out if isinstance(v, Wide)}

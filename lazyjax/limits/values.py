@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lazyjax.limits.layouts import Axes, is_wide
+from lazyjax.limits.layouts import Axes
 from lazyjax.limits.nodes import Known, Node, now
 from lazyjax.limits.refusals import refuse
 
@@ -152,8 +152,3 @@ def _one_channel(array: jax.Array, axis: int, trusted: bool, where: str) -> jax.
         if not np.all(values == np.take(values, [0], axis)):
             refuse("numbers that differ from channel to channel", "", where)
     return now(lambda a: jax.lax.index_in_dim(jnp.asarray(a), 0, axis, keepdims=False), array)
-
-
-def channel_axes(value: Wide) -> list[int]:
-    """Give the axes along which channels run."""
-    return [i for i, axis in enumerate(value.axes) if is_wide(axis)]
