@@ -87,3 +87,13 @@ def refine(one: Axis, other: Axis) -> Axis | None:
             if atom.length > small:
                 rest.insert(0, atom._replace(length=atom.length // small))
     return None if left or right else tuple(new)
+
+
+def places_of(axes: Axes) -> list[list[int]]:
+    """Give, of each axis, which of the positions of a field are its."""
+    found, at = [], 0
+    for axis in axes:
+        count = sum(a.width is None for a in axis)
+        found.append(list(range(at, at + count)))
+        at += count
+    return found

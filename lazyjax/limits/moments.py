@@ -469,8 +469,9 @@ def _is_linear(a: Node) -> bool:
 
 
 def _is_gate(a: Node) -> bool:
-    both = isinstance(a, Pointwise) and all(isinstance(b, Node) for b in a.arguments)
-    return both and a.name == "mul" and len(a.arguments) == 2  # type: ignore[attr-defined]
+    if not isinstance(a, Pointwise) or a.name != "mul" or len(a.arguments) != 2:
+        return False
+    return all(isinstance(b, Node) for b in a.arguments)
 
 
 def _window_sum(array: jax.Array, axes: tuple[int, ...], window: Window) -> jax.Array:
