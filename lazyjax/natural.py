@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from lazyjax import centering, checks
 from lazyjax.derivatives import jvp
 from lazyjax.holomorphy import is_complex
-from lazyjax.kernels import Request, check, kernels, matrix, only_output
+from lazyjax.kernels import Request, check, kernel_and_pull, matrix, only_output
 from lazyjax.leaves import split
 from lazyjax.meshes import in_any_program
 from lazyjax.traces import one_example
@@ -54,8 +54,7 @@ def _solved(theta: jax.Array, r: jax.Array, numbers: _Numbers) -> jax.Array:
 
 @jax.jit
 def _step(request: Request, numbers: _Numbers) -> Params:
-    (theta,) = jax.tree.leaves(kernels(request))
-    theta, center, weights = matrix(theta), request.options.center, request.weights[0]
+    center, weights = request.options.center, request.weights[0]
     w, rebuild = split(request.params, request.options.wrt)
 
     def outputs(w: Any) -> jax.Array:
@@ -67,9 +66,11 @@ def _step(request: Request, numbers: _Numbers) -> Params:
 
     def backwards(c: jax.Array) -> Any:
         rows = centering.back(c.reshape(request.n1, -1), weights, center=center)
-        return _pulled(outputs, w, rows)
+        return _pulled(outputs, w, rows) if pull is None else pull(rows)
 
     with request.options.in_force():
+        theta, pull = kernel_and_pull(request)
+        theta = matrix(theta)
         right = forth(numbers.residual.reshape(request.n1, -1).astype(theta.dtype))
         before = None
         if numbers.momentum is not None:

@@ -21,7 +21,7 @@ from kernel_reference import (
     quickly,
 )
 
-from lazyjax.kernels import METHODS, ntk
+from lazyjax.kernels import METHODS, check, kernel_and_pull, ntk
 
 FORWARD_ONLY = {"while_loop"}
 METHOD = "structured_derivatives"
@@ -34,6 +34,24 @@ FEW = {
     "scan over layers",
     "while_loop",
     "pytree outputs",
+}
+PULLED = {
+    "biases of several axes",
+    "products with and without their biases",
+    "einsum to heads and back",
+    "a weight on the diagonal",
+    "convolution: groups and stride",
+    "convolution: channels first",
+    "tokens out of bounds, zero",
+    "a tied decoder",
+    "attention with packed weights",
+    "scan in scan",
+    "Flax scan over transformer blocks",
+    "the same weight in two layers",
+    "two slices of a weight that overlap",
+    "a weight that is flipped and rolled",
+    "a weight that does not matter",
+    "integers and unused parameters",
 }
 ROWS = [
     pytest.param(name, method, id=f"{name}, {method}", marks=marks)
@@ -79,3 +97,26 @@ def test_the_kernel_of_every_model_is_that_of_its_dense_jacobian(name, method):
     check_leaves(leaves, leaf_kernels(j1, j2))
     check_whole(whole, leaf_kernels(j1, j1))
     check_symmetric(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(name, method, marks=[] if name in PULLED else pytest.mark.thorough)
+        for name in MODELS
+        for method in (METHOD, "jacobian_contraction")
+        if name not in FORWARD_ONLY | {"pytree outputs", "weights through float32"}
+    ],
+)
+def test_what_the_kernel_has_kept_gives_the_transposed_jacobian(name, method):
+    case, j1, _ = case_of(name)
+    c = np.random.default_rng(0).normal(size=(len(j1[0][0]), j1[0][0][0, ..., 0].size))
+
+    def pulled(request, c):
+        return kernel_and_pull(request)[1](c)
+
+    found = quickly(pulled, check(case.f, case.params, case.x1, method=method), c)
+    want = [np.einsum("nkp,nk->p", j.reshape(*c.shape, -1), c) for j in j1[0]]
+    near = 1e-13 * max(np.abs(one).max() for one in want)
+    for own, one in zip(found, want, strict=True):
+        np.testing.assert_allclose(own.reshape(-1), one, rtol=1e-11, atol=near)

@@ -28,6 +28,7 @@ from lazyjax.factors.planning import (
     plan,
 )
 from lazyjax.factors.rules import RULES
+from lazyjax.factors.transposed import pull, pull_jacobians, pull_part
 from lazyjax.factors.walk import Part
 
 __all__ = [
@@ -52,6 +53,9 @@ __all__ = [
     "model_of",
     "output_shapes",
     "plan",
+    "pull",
+    "pull_jacobians",
+    "pull_part",
     "require_reverse",
     "times",
 ]

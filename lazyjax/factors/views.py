@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
@@ -223,7 +222,7 @@ def in_order(roles: Roles) -> bool:
     return places == sorted(places) and not any(atom.flipped for atom in atoms)
 
 
-def arrange(array: jax.Array, roles: Roles) -> jax.Array:
+def arrange(array: Any, roles: Roles) -> Any:
     """Bring a factor to (shared, positions, own), its atoms in the order of the leaf.
 
     Parameters
@@ -249,7 +248,7 @@ def arrange(array: jax.Array, roles: Roles) -> jax.Array:
     array = array.reshape(lengths)
     flipped = [i for i, (kind, atom) in enumerate(kinds) if kind != "s" and atom.flipped]
     if flipped:
-        array = jnp.flip(array, flipped)
+        array = (np if isinstance(array, np.ndarray) else jnp).flip(array, tuple(flipped))
 
     def place(i: int) -> tuple[Any, ...]:
         kind, atom = kinds[i]

@@ -54,6 +54,7 @@ class Bias(NamedTuple):
 
     leaf: int
     factor: float
+    view: View
 
 
 def _is_bias(view: View, use: Use, shape: tuple[int, ...]) -> bool:
@@ -241,7 +242,7 @@ def _parts_of_leaf(
                 leaf,
                 tuple(straight),
                 tuple(swapped),
-                Bias(bias.leaf, bias.factor) if bias else None,
+                Bias(bias.leaf, bias.factor, bias) if bias else None,
                 tokens,
             )
         )

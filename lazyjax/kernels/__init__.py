@@ -1,7 +1,16 @@
 """The empirical neural tangent kernel: its methods, and what they will do and cost."""
 
 from lazyjax.kernels.budgets import operations_of, within_budget
-from lazyjax.kernels.computation import Job, diagonals, engine_of, finished, jobs, kernels, whole
+from lazyjax.kernels.computation import (
+    Job,
+    diagonals,
+    engine_of,
+    finished,
+    jobs,
+    kernel_and_pull,
+    kernels,
+    whole,
+)
 from lazyjax.kernels.empirical import matrix, ntk, ntk_diagonal
 from lazyjax.kernels.estimates import Estimate, estimate, explain, explanation
 from lazyjax.kernels.methods import METHODS, Engine
@@ -37,6 +46,7 @@ __all__ = [
     "features",
     "finished",
     "jobs",
+    "kernel_and_pull",
     "kernels",
     "matrix",
     "ntk",

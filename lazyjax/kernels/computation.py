@@ -11,10 +11,11 @@ from lazyjax import centering
 from lazyjax.blocks import even, in_blocks
 from lazyjax.factors import Model, model_of
 from lazyjax.holomorphy import is_complex
+from lazyjax.kernels import tiles
 from lazyjax.kernels.methods import METHODS, Engine, Kernels, cheapest
 from lazyjax.kernels.request import Request
 from lazyjax.kernels.task import COPIES, WHOLE, Task
-from lazyjax.kernels.tiles import assemble, choose_blocks, passes
+from lazyjax.kernels.tiles import Blocks, assemble, choose_blocks, passes
 from lazyjax.tiling import mirrored
 from lazyjax.types import PyTree
 
@@ -120,12 +121,22 @@ def whole(
     return by_leaf[leaf].reshape(full) if leaf in by_leaf else jnp.zeros(full, job.shape.dtype)
 
 
+def _engine_and_blocks(job: Job, request: Request) -> tuple[Engine, Blocks]:
+    options = request.options
+    engine = finished(engine_of(job, request.x1, options.method), math.prod(job.out))
+    return engine, choose_blocks(engine, job.task, options.batch_size, options.level)
+
+
 def _kernel(job: Job, request: Request) -> Any:
     """Compute the kernel of one output leaf, whole or a tree of its leaves."""
+    engine, blocks = _engine_and_blocks(job, request)
+    by_leaf = assemble(engine, job.task, request.x1, request.x2, blocks)
+    return _of_outputs(by_leaf, job, request)
+
+
+def _of_outputs(by_leaf: Kernels, job: Job, request: Request) -> Any:
+    """Give the kernels of leaves in the shape of the outputs, centred and weighed."""
     task, options = job.task, request.options
-    engine = finished(engine_of(job, request.x1, options.method), math.prod(job.out))
-    blocks = choose_blocks(engine, task, options.batch_size, options.level)
-    by_leaf = assemble(engine, task, request.x1, request.x2, blocks)
 
     def of(leaf: int) -> jax.Array:
         return centering.kernel(
@@ -137,6 +148,24 @@ def _kernel(job: Job, request: Request) -> Any:
         )
 
     return by_leaves(of, request)
+
+
+def kernel_and_pull(request: Request) -> tuple[jax.Array, Callable[[jax.Array], Any] | None]:
+    """Compute the kernel of a batch with itself, and c (n, C) -> J^H c from the same features.
+
+    The second is None where there are none that are kept.
+    """
+    (job,) = jobs(request)
+    engine, blocks = _engine_and_blocks(job, request)
+    if engine.pull is None or not blocks.kept:
+        return _kernel(job, request), None
+    kept, of_features = tiles.features(engine, request.x1, blocks.at_once), engine.pull
+    by_leaf = tiles.contract(engine, job.task, kept, None, blocks.rows, blocks.columns)
+
+    def pull(c: jax.Array) -> Any:
+        return jax.tree.map(jnp.conj, of_features(kept, jnp.conj(c)))
+
+    return _of_outputs(by_leaf, job, request), pull
 
 
 def by_leaves(of: Callable[[int], jax.Array], request: Request) -> Any:

@@ -52,6 +52,7 @@ class Engine(NamedTuple):
     orders: tuple[tuple[int, str], ...] = ()  # leaf and order of each part
     conjugated: bool = False  # features are complex, and those of x2 enter as their conjugates
     real: bool = False  # of complex products the real part is the kernel
+    pull: Callable[[dict[str, Any], jax.Array], Weights] | None = None  # features, c (n, k): J^T c
 
 
 def _for_complex(engine: Engine, model: Model) -> Engine:
@@ -108,6 +109,7 @@ def _contraction(model: Model, x: PyTree, task: Task) -> Engine:
         working=made * (1 + task.outputs) * ALIVE + kept,
         weights=parameters * dtype.itemsize,
         tiles={"jacobian": task.pairs if task.reduce in ("none", "diagonal") else 1},
+        pull=lambda f, c: factors.pull_jacobians(model.w, f["jacobian"], c, apart=task.apart),
     )
     return _for_complex(engine, model)
 
@@ -213,6 +215,7 @@ def _structured(model: Model, x: PyTree, task: Task, order: str | None = None) -
             (factors.leaf_of(part), kept.group)
             for part, kept in zip(plan.parts, plan.treatments, strict=True)
         ),
+        pull=partial(factors.pull, plan, model.w),
     )
     return _for_complex(engine, model)
 

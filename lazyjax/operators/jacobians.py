@@ -173,20 +173,7 @@ def _weighted(d: jax.Array, c: jax.Array, chunk: int) -> jax.Array:
         return jnp.moveaxis(d, 1, 0)[None] * c.reshape(len(c), 1, -1, *(1,) * (d.ndim - 2))
     if len(c) == 1:  # a product of matrices has no rows then
         return jnp.sum(d * c[0].reshape(*d.shape[:2], *(1,) * (d.ndim - 2)), 1)[None, None]
-    return jnp.einsum("nk...,vnk->vn...", d, c)[:, None]
-
-
-def _pull_part(f: Any, s: Shape, c: jax.Array, chunk: int) -> Any:
-    z = _weighted(f.d, c, chunk)  # (v, j, n, b, s, q)
-    bias = None if f.bias is None else jnp.einsum("nb,vjnbsq->vjbq", f.bias, z)
-    if s.tokens:
-        ids = jnp.where(f.a >= 0, f.a, s.tokens).reshape(-1)
-
-        def summed(z: jax.Array) -> jax.Array:
-            return jax.ops.segment_sum(z.reshape(-1, s.q), ids, num_segments=s.tokens)
-
-        return jax.vmap(jax.vmap(summed))(z), bias
-    return jnp.einsum("nbsp,vjnbsq->vjbpq", f.a, z), bias
+    return jnp.einsum("nk...,vnk->vn...", d, c)[:, None]  # (v, 1, n, b, s, q)
 
 
 def _push_part(f: Any, s: Shape, u: PyTree, chunk: int) -> jax.Array:
@@ -230,7 +217,10 @@ def _of_features(request: Request, kept: PyTree, setting: Setting) -> Maps:
         pairs, jacobians = chosen(start)
         through = "nkp,vn->vkp" if chunk else "nkp,vnk->vp"
         return (
-            {i: _pull_part(f, shapes[i], c, chunk) for i, f in pairs.items()},
+            {
+                i: factors.pull_part(f, shapes[i], _weighted(f.d, c, chunk))
+                for i, f in pairs.items()
+            },
             {i: jnp.einsum(through, j, c) for i, j in jacobians.items()},
         )
 
