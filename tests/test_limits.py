@@ -174,39 +174,100 @@ def test_smooth_activations_are_a_grid_of_two_dimensions(name):
     assert found.error < 1e-8
 
 
+# each by its pieces from low to high, a + b z + c exp(z), 0 elsewhere
 KINKS = {
-    "elu": jax.nn.elu,
-    "hard tanh": jax.nn.hard_tanh,
-    "relu6": jax.nn.relu6,
-    "shifted relu": lambda z: jax.nn.relu(z - 0.4),
-    "soft threshold": lambda z: jnp.sign(z) * jnp.maximum(jnp.abs(z) - 0.3, 0),
-}
+    "elu": (jax.nn.elu, [(-np.inf, 0, -1, 0, 1), (0, np.inf, 0, 1, 0)]),
+    "hard tanh": (jax.nn.hard_tanh, [(-np.inf, -1, -1, 0, 0), (-1, 1, 0, 1, 0), (1, np.inf, 1, 0, 0)]),
+    "relu6": (jax.nn.relu6, [(0, 6, 0, 1, 0), (6, np.inf, 6, 0, 0)]),
+    "hard sigmoid": (jax.nn.hard_sigmoid, [(-3, 3, 1 / 2, 1 / 6, 0), (3, np.inf, 1, 0, 0)]),
+    "shifted relu": (lambda z: jax.nn.relu(z - 0.4), [(0.4, np.inf, -0.4, 1, 0)]),
+    "soft threshold": (
+        lambda z: jnp.sign(z) * jnp.maximum(jnp.abs(z) - 0.3, 0),
+        [(-np.inf, -0.3, 0.3, 1, 0), (0.3, np.inf, -0.3, 1, 0)],
+    ),
+}  # fmt: skip
+
+
+def value_of(pieces, z):
+    return sum(
+        np.where((low < z) & (z < high), a + b * z + c * np.exp(np.minimum(z, high)), 0)
+        for low, high, a, b, c in pieces
+    )
+
+
+@np.vectorize
+def normal_cdf(z):
+    return math.erfc(-z / math.sqrt(2)) / 2
+
+
+def mean_given(pieces, m, s):
+    """E g(z) for z of mean m and standard deviation s, in closed form."""
+    total = 0
+    for low, high, a, b, c in pieces:
+        ends = (low - m) / s, (high - m) / s
+        mass, moved = (normal_cdf(ends[1] - d) - normal_cdf(ends[0] - d) for d in (0, s))
+        down = np.exp(-(ends[0] ** 2) / 2) - np.exp(-(ends[1] ** 2) / 2)
+        total += (a + b * m) * mass + b * s * down / math.sqrt(2 * np.pi)
+        total += c * np.exp(m + s**2 / 2) * moved
+    return total
+
+
+def by_pieces(pieces, k11, k12, k22):
+    """E g(z) g(z'): given z in closed form, over z between kinks, closer where z' has them."""
+    s, t = math.sqrt(k11), k12 / k11
+    rest = math.sqrt(max(k22 - t * k12, 0))
+    ends = np.array([end for piece in pieces for end in piece[:2] if np.isfinite(end)])
+    near = np.array([0, 0.5, 1, 2, 3, 4, 6, 8]) * rest / abs(t)
+    cuts = [s * np.arange(-10, 10.5, 0.5), ends]
+    cuts += [end / t + sign * near for end in ends for sign in (-1, 1)]
+    cuts = np.unique(np.clip(np.concatenate(cuts), -10 * s, 10 * s))
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    half = np.diff(cuts)[:, None] / 2
+    z = cuts[:-1, None] + half * (1 + nodes)
+    density = np.exp(-((z / s) ** 2) / 2) / (s * math.sqrt(2 * np.pi))
+    inside = mean_given(pieces, t * z, rest) if rest > 1e-7 * s else value_of(pieces, t * z)
+    return np.sum(half * weights * density * value_of(pieces, z) * inside)
 
 
 @pytest.mark.parametrize("name", KINKS)
 def test_kinks_are_where_the_grid_is_cut(name):
-    phi = KINKS[name]
-    x = 0.8 * X[:2]
+    phi, pieces = KINKS[name]
 
     def f(w, x):
         return phi(x @ w[0]) @ w[1] / 4
 
-    found = infinite(f, (jnp.zeros((3, 16)), jnp.zeros((16, 1))), x, variance=1.0)
-    k = np.asarray(x @ x.T)
-    z = np.linspace(-9, 9, 4001)
-    root = np.linalg.cholesky(k)
-    weights = np.exp(-(z**2) / 2) * (z[1] - z[0]) / np.sqrt(2 * np.pi)
-    one = root[0, 0] * z[:, None] + 0 * z[None]
-    two = root[1, 0] * z[:, None] + root[1, 1] * z[None]
+    # far from each other, nearly parallel, nearly opposite, the same, and of small variance
+    one, two, three = 0.8 * np.asarray(X[:3])
+    x1 = np.stack([one, 0.01 * two])
+    x2 = np.stack([two, 3 * three, one + 1e-3 * two, 1e-3 * three - one, one, 0.02 * two])
+    found = infinite(
+        f, (jnp.zeros((3, 16)), jnp.zeros((16, 1))), jnp.asarray(x1), jnp.asarray(x2), variance=1.0
+    )
+    k = x1 @ x2.T
+    slopes = [(low, high, b, 0, c) for low, high, _, b, c in pieces]
+    value, slope = (
+        np.array([[by_pieces(g, u @ u, u @ v, v @ v) for v in x2] for u in x1])
+        for g in (pieces, slopes)
+    )
+    z = np.linspace(-7.1, 7.2, 50)
+    np.testing.assert_allclose(value_of(pieces, z), phi(jnp.asarray(z)), atol=1e-12)
+    np.testing.assert_allclose(found.nngp, value, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose((found.ntk - found.nngp) / k, slope, atol=1e-8)
 
-    def mean(g):
-        values = np.asarray(g(jnp.asarray(one))) * np.asarray(g(jnp.asarray(two)))
-        return weights @ values @ weights
 
-    np.testing.assert_allclose(found.nngp[0, 1], mean(phi), atol=2e-6)
-    slope = mean(jax.vmap(jax.vmap(jax.grad(phi))))
-    theta = found.nngp[0, 1] + k[0, 1] * slope
-    np.testing.assert_allclose(found.ntk[0, 1], theta, atol=3e-3)  # the sum is a step function's
+def test_the_mean_of_a_function_with_kinks_far_away_is_that_of_its_pieces():
+    phi, pieces = KINKS["hard sigmoid"]
+
+    def f(w, x):
+        h = phi(x @ w[0])
+        return (h - h.mean(-1, keepdims=True)) @ w[1] / 4
+
+    x = np.asarray(X[:2]) * np.array([[0.05], [1.0]])
+    found = infinite(f, (jnp.zeros((3, 16)), jnp.zeros((16, 1))), jnp.asarray(x), variance=1.0)
+    k = x @ x.T
+    mean = [mean_given(pieces, 0.0, math.sqrt(v)) for v in np.diag(k)]
+    second = [[by_pieces(pieces, k[i, i], k[i, j], k[j, j]) for j in (0, 1)] for i in (0, 1)]
+    np.testing.assert_allclose(found.nngp, second - np.outer(mean, mean), atol=1e-14)
 
 
 # --- what is read off the operations ---

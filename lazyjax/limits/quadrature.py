@@ -18,6 +18,7 @@ Function = Callable[[jax.Array], jax.Array]
 """Of values on a new first axis, and of the examples and positions on the others."""
 
 _FAR = 9.5  # standard deviations, beyond which a Gaussian is less than rounding
+_EDGES = (-6.0, -3.5, -1.5, 0.0, 1.5, 3.5, 6.0)  # of panels where no kink is near
 _GRADES = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.4, 1.2, 2.5, 4.5, 2 * _FAR)
 
 
@@ -82,8 +83,9 @@ def _density(z: jax.Array) -> jax.Array:
 
 
 def _edges(kinks: list[jax.Array], shape: tuple[int, ...], dtype: Any, graded: bool) -> jax.Array:
-    """Give the edges of panels: at the kinks, and closer the nearer to one."""
-    ends = [jnp.full(shape, sign * _FAR, dtype) for sign in (-1, 1)]
+    """Give the edges of panels: fixed ones, and at the kinks, and closer the nearer to one."""
+    fixed = (-_FAR, *(_EDGES if graded else (0.0,)), _FAR)
+    ends = [jnp.full(shape, edge, dtype) for edge in fixed]
     if graded:
         near = [
             jnp.broadcast_to(kink, shape) + sign * grade
