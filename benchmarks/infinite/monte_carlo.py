@@ -34,7 +34,7 @@ from lazyjax.leaves import path_of
 from lazyjax.limits.initialisers import of_each_leaf
 
 PAIRS = np.tril_indices(N)
-QUICK = ("graphs", "own derivative")
+QUICK = ("own derivative",)
 
 
 def kernels_of_one(network: Network, key: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ def main(quick: bool = False) -> None:
     Parameters
     ----------
     quick
-        two networks, narrow, few of each
+        one network, narrow, few of it
     """
     jax.config.update("jax_enable_x64", True)
     models = {name: MODELS[name] for name in (QUICK if quick else MODELS)}
