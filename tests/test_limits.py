@@ -413,6 +413,25 @@ def test_a_module_of_flax_is_read_with_the_variances_of_its_initialisers():
     assert np.linalg.eigvalsh(found.ntk).min() > 0
 
 
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.LayerNorm()(nn.Dense(32)(x)))
+        return nn.Dense(2)(nn.relu(nn.Dense(32)(x)))
+
+
+def test_biases_that_begin_at_0_are_of_variance_0_before_a_norm_too():
+    from lazyjax import variances
+
+    f, params = from_linen(Normed(), jax.random.key(0), X)
+    given = variances(Normed(), X)
+    found = infinite(f, params, X, variance=given)
+    random = {name: leaf | {"bias": 0.0} for name, leaf in given.items() if "Dense" in name}
+    wanted = infinite(f, params, X, variance=given | random)
+    np.testing.assert_allclose(found.nngp, wanted.nngp, rtol=1e-12)
+    np.testing.assert_allclose(found.ntk, wanted.ntk, rtol=1e-12)
+
+
 def test_the_kernel_of_a_network_comes_near_with_its_width():
     def gaps(n):
         f = mlp(jnp.sin, ntk_parametrised=True)

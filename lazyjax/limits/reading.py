@@ -221,7 +221,7 @@ class Reader:
         ones = replace(fixed(np.ones((), self.moments.dtype), len(self.moments.sizes)))
         factor = self.at(ones if leaf.factor is None else leaf.factor, axes, where)
         node = source(Entries, positions(axes), pattern, leaf.variance, factor)
-        if leaf.values is None:
+        if leaf.values is None or leaf.values.zero:
             return node
         value = self.at(leaf.values, axes, where)
         return self.graph.sum(node, Deterministic(positions(axes), product_of(value, factor)))

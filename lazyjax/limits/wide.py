@@ -1,6 +1,7 @@
 """The kernels of an infinitely wide network, read off its jaxpr."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ class _Network(NamedTuple):
     shapes: tuple[tuple[tuple[int, ...], Any], ...]
     names: tuple[str, ...]
     variances: tuple[float | None, ...]
+    zeros: tuple[bool, ...]  # not random, and known to be 0, as most biases are
     degree: int
 
     @property
@@ -91,8 +93,8 @@ def _read(
     reader = Reader(moments, OPERATIONS, count, trusted=trusted)
     inputs: list[Value] = []
     offset = 0
-    for leaf, (shape, kind), name, v in zip(
-        leaves, network.shapes, network.names, network.variances, strict=True
+    for leaf, (shape, kind), name, v, zero in zip(
+        leaves, network.shapes, network.names, network.variances, network.zeros, strict=True
     ):
         size = int(np.prod(shape))
         entries = np.arange(offset, offset + size).reshape(shape)
@@ -100,7 +102,8 @@ def _read(
         if v is not None:
             inputs.append(Leaf(entries, name, v))
         elif jnp.issubdtype(kind, jnp.floating):
-            inputs.append(Leaf(entries, name, None, None, fixed(leaf, len(sizes))))
+            known = replace(fixed(leaf, len(sizes)), zero=zero)
+            inputs.append(Leaf(entries, name, None, None, known))
         else:
             inputs.append(fixed(leaf, len(sizes)))
     sides = [jax.tree.leaves(x) for x in ((x1,) if x2 is None else (x1, x2))]
@@ -260,7 +263,9 @@ def infinite(
     f = as_it_is(f, params, one_example(x1))
     check_examples(f, params, x1)
     shapes = tuple((tuple(np.shape(leaf)), jnp.result_type(leaf)) for leaf in leaves)
-    network = _Network(tree, shapes, tuple(p or "params" for p in paths), own, degree)
+    names = tuple(p or "params" for p in paths)
+    zeros = tuple(v is None and _is_zero(leaf) for v, leaf in zip(own, leaves, strict=True))
+    network = _Network(tree, shapes, names, own, zeros, degree)
     values = [jnp.asarray(leaves[i]) for i in network.fixed]
     side = _side(network, f, values, x1, x2, batch_size)
     if memory is None:
@@ -270,6 +275,12 @@ def infinite(
     if not isinstance(found.error, Tracer):
         _tell(float(found.error))
     return found
+
+
+def _is_zero(leaf: Any) -> bool:
+    """Tell whether a leaf is known to be 0, before `jit` makes it unknown."""
+    known = not isinstance(leaf, Tracer) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return known and not np.any(np.asarray(leaf))
 
 
 def _made(params: Params, own: tuple[float | None, ...]) -> Params:
