@@ -122,7 +122,7 @@ def blocks(n: int) -> Network:
     return Network(*from_nnx(make(nnx.Rngs(0))), normal(N, 5), variances(make))
 
 
-# --- functions of weights, in NTK parametrisation but for the last
+# --- functions of weights
 
 
 def of(f: Any, x: tuple[int, ...], shapes: Callable[[int], Any]) -> Callable[[int], Network]:
@@ -252,7 +252,7 @@ def highway(w, x):
 
 def two_fields(w, x):
     u, v = dense(x, w["a"]), dense(jax.nn.silu(dense(x, w["b"])), w["c"])
-    return dense(jnp.sin((u + jnp.cos(v)) / 2), w["out"])
+    return dense(jnp.sin(u / 2 + jnp.cos(v / 2)), w["out"])
 
 
 def gains(w, x):
@@ -296,9 +296,9 @@ MODELS: dict[str, Model] = {
     "perceptron": Model("linen: SiLU, random biases", linen(Perceptron, 5), True),
     "norms": Model("linen: LayerNorm of activations, dropout", linen(Normed, 5, train=False), True),
     "images": Model(
-        "linen: Conv, BatchNorm, residual", linen(Images, 3, 3, 2, train=False), True, 128, 500
+        "linen: Conv, BatchNorm, residual", linen(Images, 3, 3, 2, train=False), True, 128, 800
     ),
-    "blocks": Model("NNX: RMSNorm, GELU, residual", blocks, True),
+    "blocks": Model("NNX: RMSNorm, GELU, residual", blocks, True, draws=500),
     "scan": Model(
         "residual tanh, weights stacked in a scan",
         of(
@@ -307,7 +307,9 @@ MODELS: dict[str, Model] = {
             lambda n: {"a": (5, n), "blocks": ((3, n, n), (3, n)), "out": (n, K)},
         ),
     ),
-    "SwiGLU": Model("gates, RMS norms with trained scales, residual", language, draws=2000),
+    "SwiGLU": Model(
+        "gates, RMS norms with trained scales, residual", language, largest=128, draws=2000
+    ),
     "own derivative": Model("custom_jvp, of spiking networks", perceptron(spike), draws=500),
     "straight through": Model(
         "z + stop_gradient(sign(z) - z)", perceptron(straight_through), draws=500
@@ -327,7 +329,7 @@ MODELS: dict[str, Model] = {
             },
         ),
         largest=128,
-        draws=1500,
+        draws=2000,
     ),
     "fixed attention": Model(
         "softmax of distances, norm of positions",
@@ -348,7 +350,7 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "two fields": Model(
-        "sin of a sum of u and cos(v)",
+        "sin(u / 2 + cos(v / 2)), two branches",
         of(
             two_fields,
             (5,),
@@ -372,7 +374,7 @@ MODELS: dict[str, Model] = {
             lambda n: {"a": (2, n), "layers": [((2, n, 2 * n), (n, n))] * 2, "out": (n, K)},
         ),
         largest=128,
-        draws=1500,
+        draws=2000,
     ),
-    "SIREN": Model("sin(30 z), small variances", siren, True, draws=500),
+    "SIREN": Model("sin(30 z), with its own variances", siren, True, draws=500),
 }

@@ -34,6 +34,7 @@ from lazyjax.leaves import path_of
 from lazyjax.limits.initialisers import of_each_leaf
 
 PAIRS = np.tril_indices(N)
+ROUNDING = 1e-6  # where nothing varies from draw to draw
 QUICK = ("own derivative",)
 
 
@@ -45,7 +46,7 @@ def kernels_of_one(network: Network, key: jax.Array) -> jax.Array:
     weights = [
         leaf
         if v is None
-        else (v**0.5 * jax.random.normal(k, leaf.shape, jnp.float32)).astype(leaf.dtype)
+        else v**0.5 * jax.random.normal(k, leaf.shape, jnp.float32).astype(leaf.dtype)
         for k, leaf, v in zip(jax.random.split(key, len(leaves)), leaves, own, strict=True)
     ]
     found = ntk(network.f, tree.unflatten(weights), network.x, reduce="trace", per_leaf=True)
@@ -93,7 +94,7 @@ def measure(
         size = np.trace(limit, axis1=1, axis2=2)[:, None] / N
         gaps = (of_many(network, own, count) - limit[:, *PAIRS]) / size
         means.append(gaps.mean(0))
-        errors.append(gaps.std(0, ddof=1) / count**0.5)
+        errors.append(np.maximum(gaps.std(0, ddof=1) / count**0.5, ROUNDING))
     return widths, counts, line(widths, np.stack(means), np.stack(errors))
 
 
