@@ -447,6 +447,50 @@ def test_the_kernel_of_a_network_comes_near_with_its_width():
     assert -0.75 < slope < -0.3
 
 
+BESIDE = {
+    "a jump": lambda z: z + jnp.sign(z),
+    "a straight-through gradient": lambda z: z + jax.lax.stop_gradient(jnp.tanh(z) - z),
+    "a rule of its own": lambda z: z + own_rule(z),
+    "two fields": lambda z, y: z + y + jax.lax.stop_gradient(jnp.tanh(z + y)),
+}
+
+
+@jax.custom_jvp
+def own_rule(z):
+    return jnp.tanh(z)
+
+
+own_rule.defjvps(lambda t, y, z: 3 * t)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_field_beside_a_function_of_it_does_not_ask_for_its_derivative(name):
+    phi, x = BESIDE[name], X[:2] / 2
+    w = (jnp.zeros((3, 16)), jnp.zeros((3, 16)), jnp.zeros((16, 1)))
+    if name == "two fields":
+        phi, several = (lambda z: z + jnp.tanh(z)), phi
+        found = infinite(lambda w, x: several(x @ w[0], x @ w[1]) @ w[2] / 4, w, x, variance=0.5)
+        k = np.asarray(x @ x.T)
+    else:
+        found = infinite(lambda w, x: phi(x @ w[0]) @ w[2] / 4, w, x, variance=1.0)
+        k = np.asarray(x @ x.T)
+    z = np.linspace(-8, 8, 2001)
+    weights = np.exp(-(z**2) / 2) * (z[1] - z[0]) / np.sqrt(2 * np.pi)
+    root = np.linalg.cholesky(k)
+    one, two = root[0, 0] * z[:, None] + 0 * z, root[1, 0] * z[:, None] + root[1, 1] * z
+    values = np.asarray(phi(jnp.asarray(one))) * np.asarray(phi(jnp.asarray(two)))
+    scale = 0.5 if name == "two fields" else 1.0
+    np.testing.assert_allclose(found.nngp[0, 1], scale * (weights @ values @ weights), atol=1e-4)
+
+
+def test_a_function_of_jax_with_a_rule_of_its_own_keeps_the_rule():
+    g = jax.custom_jvp(jnp.tanh)
+    g.defjvps(lambda t, y, z: 3 * t)
+    w = (jnp.zeros((3, 16)), jnp.zeros((16, 1)))
+    found = infinite(lambda w, x: g(x @ w[0]) @ w[1] / 4, w, X / 2, variance=1.0)
+    np.testing.assert_allclose(found.ntk - found.nngp, 9 * X @ X.T / 4, rtol=1e-10)
+
+
 def test_masks_of_the_input_are_what_multiplies():
     def chosen(w, x):
         h = jax.nn.relu(x["h"] @ w[0])

@@ -150,7 +150,7 @@ class Profile:
     node: Pointwise
     fields: tuple[Node, ...]
     by: tuple[int, ...] = ()
-    times: bool = False  # whether it is multiplied by its field
+    times: int | None = None  # the field that it is multiplied by
 
     def derivative(self, j: int) -> "Profile":
         """Give the derivative by a field."""
@@ -169,9 +169,8 @@ class Profile:
         derived = value
         for j in self.by:
             derived = _derived(derived, j)
-        if not self.times:
-            return derived
-        return lambda *z: z[0] * derived(*z)
+        j = self.times
+        return derived if j is None else lambda *z: z[j] * derived(*z)
 
     @cached_property
     def family(self) -> Family | None:
@@ -184,7 +183,7 @@ class Profile:
             if coefficients is not None:
                 return Polynomial(tuple(map(float, coefficients)))
             names = {p.name for p in _pointwise(self.node)}
-            plain = replace(self, by=(), times=False)
+            plain = replace(self, by=(), times=None)
             return recognise(plain.function(_constant), names)
         except _NoNumber:
             return None
@@ -298,9 +297,22 @@ def mean(moments: Any, p: Profile, side: int) -> jax.Array | None:
         covariance = _joint(moments, [p.fields], q)
         return _on_grid(moments, [(p, False)], covariance, q)
     k = moments.variance(p.fields[0], side)
-    if p.family is not None and len(p.by) < 2 and not p.times:
+    if p.family is not None and len(p.by) < 2 and p.times is None:
         return p.family.slope(k) if p.by else p.family.mean(k)
     return _smooth_or_not(moments, p, k, q)
+
+
+def linear_fit(moments: Any, p: Profile, side: int) -> list[jax.Array | None]:
+    """Give the coefficients of the fields in the best linear fit of a function of them."""
+    if p.family is not None:
+        return [mean(moments, p.derivative(0), side)]
+    products: list[Any] = [mean(moments, replace(p, times=j), side) for j in range(len(p.fields))]
+    if len(p.fields) == 1:
+        k = moments.variance(p.fields[0], side)
+        return [products[0] / jnp.where(k > 0, k, 1)]
+    inverse = jnp.linalg.pinv(_joint(moments, [p.fields], _one_side(side)), hermitian=True)
+    fitted = jnp.einsum("...ij,...j->...i", inverse, jnp.stack(products, -1), precision="highest")
+    return [fitted[..., j] for j in range(len(p.fields))]
 
 
 def _smooth_or_not(moments: Any, p: Profile, k: jax.Array, q: Any) -> jax.Array:
@@ -452,7 +464,7 @@ def _by_scale(moments: Any, p: Profile, r: Profile, w: Node, z: Node, q: Any) ->
         one, other = p.family, r.family
         if isinstance(one, Piecewise) and isinstance(other, Piecewise):
             return one.second(other, k) / gammas
-        g, h = (replace(side.derivative(0), times=True) for side in (p, r))
+        g, h = (replace(side.derivative(0), times=0) for side in (p, r))
         return _two(moments, g, h, k, q) / gammas
     reads = [_reader(moments, q, right, 0) for right in (False, True)]
     kinky = isinstance(p.family, Piecewise) or isinstance(r.family, Piecewise)

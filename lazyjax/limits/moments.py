@@ -290,12 +290,21 @@ class Moments:
         return self._with_field(b, a, q, flipped=True, ask=self.second)
 
     def _with_field(self, z: Node, b: Pointwise, q: Query, *, flipped: bool, ask: Any) -> Array:
-        """Compute E z(x) g(u') = sum_j E g_j(u') cov(z, u_j'), and likewise of derivatives."""
+        """Compute E z(x) g(u') = sum_j c_j cov(z, u_j'), and E <dz(x), dg(u')>.
+
+        Of derivatives c_j is E g_j(u'), with g_j as it is differentiated; of values it is the
+        coefficient of the best linear fit of g, which the mean of a derivative is only where that
+        is true, without jumps, stop_gradient or a rule of its own.
+        """
         profile = self.profile(b)
         side = q.left if flipped else q.right
+        if ask == self.tangent:
+            count = len(profile.fields)
+            slopes = [activations.mean(self, profile.derivative(j), side) for j in range(count)]
+        else:
+            slopes = activations.linear_fit(self, profile, side)
         total = None
-        for j, field in enumerate(profile.fields):
-            slope = activations.mean(self, profile.derivative(j), side)
+        for field, slope in zip(profile.fields, slopes, strict=True):
             if slope is not None:
                 inside = ask(field, z, q) if flipped else ask(z, field, q)
                 total = _add(
