@@ -491,6 +491,22 @@ def test_a_function_of_jax_with_a_rule_of_its_own_keeps_the_rule():
     np.testing.assert_allclose(found.ntk - found.nngp, 9 * X @ X.T / 4, rtol=1e-10)
 
 
+def test_a_norm_of_positions_that_were_mixed_has_size_1():
+    mix = jnp.asarray(np.random.default_rng(4).normal(size=(3, 3)))
+
+    def f(w, x):
+        h = x @ w[0]
+        h = h + jnp.einsum("st,ntd->nsd", mix, jax.nn.gelu(h))
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True))
+        return h[:, 1] @ w[1] / 4
+
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(4, 3, 2)))
+    w = (jnp.zeros((2, 16)), jnp.zeros((16, 1)))
+    found = infinite(f, w, x, variance=1.0)
+    np.testing.assert_allclose(np.diag(found.nngp), 1.0, rtol=1e-12)
+    assert np.abs(found.nngp[0, 1]) < 0.99
+
+
 def test_masks_of_the_input_are_what_multiplies():
     def chosen(w, x):
         h = jax.nn.relu(x["h"] @ w[0])

@@ -255,6 +255,10 @@ class Moments:
                 inner, matrix = (jnp.broadcast_to(v, (n, *v.shape[1:])) for v in (inner, matrix))
                 return jax.vmap(a.operation)(inner, matrix)
         assert isinstance(a, Pointwise)
+        first, last = a.arguments[0], a.arguments[-1]
+        is_square = a.name in ("square", "integer_pow:2") or (a.name == "mul" and first is last)
+        if is_square and isinstance(first, Sum | Moved) and not first.gaussian:
+            return self.variance(first, side)  # as in a norm: of any field, mixed positions too
         factors = self._gate(a, a)
         if factors is not None:
             return _times(self.mean(factors[0], side), self.mean(factors[1], side))
