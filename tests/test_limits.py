@@ -491,6 +491,34 @@ def test_a_function_of_jax_with_a_rule_of_its_own_keeps_the_rule():
     np.testing.assert_allclose(found.ntk - found.nngp, 9 * X @ X.T / 4, rtol=1e-10)
 
 
+class Evaluated(nn.Module):
+    train: bool | None  # None: without normalisation
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(16, use_bias=False, param_dtype=jnp.float64)(x)
+        if self.train is not None:
+            x = nn.BatchNorm(not self.train, epsilon=0.0, param_dtype=jnp.float64)(x)
+        return nn.Dense(2, param_dtype=jnp.float64, name="out")(nn.relu(x))
+
+
+def test_batch_normalisation_as_it_begins_adds_scales_and_shifts_in_evaluation_mode():
+    from lazyjax import variances
+
+    kernels = []
+    for train in (None, False):
+        module = Evaluated(train)
+        f, params = from_linen(module, jax.random.key(0), X)
+        kernels.append(infinite(f, params, X, variance=variances(module, X)))
+    without, with_it = kernels
+    np.testing.assert_allclose(with_it.nngp, without.nngp, rtol=1e-10)
+    # by the scale u phi'(u) = phi(u), by the shift phi'(u), times the variance of the last weights
+    k = np.asarray(X @ X.T) / 3
+    d = np.diag(k)
+    value, slope = of_relu(d[:, None], k, d[None])
+    np.testing.assert_allclose(with_it.ntk - without.ntk, value + slope, rtol=1e-7)
+
+
 def test_a_norm_of_positions_that_were_mixed_has_size_1():
     mix = jnp.asarray(np.random.default_rng(4).normal(size=(3, 3)))
 

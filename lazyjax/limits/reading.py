@@ -130,8 +130,15 @@ class Reader:
     """What is known while a network is read."""
 
     def __init__(
-        self, moments: Moments, operations: dict[str, Any], size: int, *, trusted: bool
+        self,
+        moments: Moments,
+        operations: dict[str, Any],
+        size: int,
+        zeros: list[Any],
+        *,
+        trusted: bool,
     ) -> None:
+        self.zeros = zeros  # constants that are 0
         self.operations = operations
         self.graph = Graph()
         self.moments = moments
@@ -254,7 +261,8 @@ class Reader:
         jaxpr = closed.jaxpr
         values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         n = len(self.moments.sizes)
-        values |= {v: fixed(c, n) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
+        for v, c in zip(jaxpr.constvars, closed.consts, strict=True):
+            values[v] = replace(fixed(c, n), zero=any(c is zero for zero in self.zeros))
 
         def of(atom: Any) -> Value:
             return fixed(np.asarray(atom.val), n) if isinstance(atom, Literal) else values[atom]

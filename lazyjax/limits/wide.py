@@ -59,6 +59,7 @@ class _Network(NamedTuple):
     names: tuple[str, ...]
     variances: tuple[float | None, ...]
     zeros: tuple[bool, ...]  # not random, and known to be 0, as most biases are
+    zero_constants: tuple[bool, ...]  # the same of what f holds, as of running means
     degree: int
 
     @property
@@ -90,7 +91,9 @@ def _read(
     dtype = jnp.promote_types(outputs[0].dtype, jnp.float32)
     moments = Moments(sizes, network.degree, dtype)
     count = sum(int(np.prod(shape)) for shape, _ in network.shapes)
-    reader = Reader(moments, OPERATIONS, count, trusted=trusted)
+    held = zip(jax.tree.leaves(f), network.zero_constants, strict=True)
+    zeros = [constant for constant, zero in held if zero]
+    reader = Reader(moments, OPERATIONS, count, zeros, trusted=trusted)
     inputs: list[Value] = []
     offset = 0
     for leaf, (shape, kind), name, v, zero in zip(
@@ -265,7 +268,8 @@ def infinite(
     shapes = tuple((tuple(np.shape(leaf)), jnp.result_type(leaf)) for leaf in leaves)
     names = tuple(p or "params" for p in paths)
     zeros = tuple(v is None and _is_zero(leaf) for v, leaf in zip(own, leaves, strict=True))
-    network = _Network(tree, shapes, names, own, zeros, degree)
+    constants = tuple(map(_is_zero, jax.tree.leaves(f)))
+    network = _Network(tree, shapes, names, own, zeros, constants, degree)
     values = [jnp.asarray(leaves[i]) for i in network.fixed]
     side = _side(network, f, values, x1, x2, batch_size)
     if memory is None:
@@ -279,7 +283,7 @@ def infinite(
 
 def _is_zero(leaf: Any) -> bool:
     """Tell whether a leaf is known to be 0, before `jit` makes it unknown."""
-    known = not isinstance(leaf, Tracer) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    known = not isinstance(leaf, Tracer) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     return known and not np.any(np.asarray(leaf))
 
 
