@@ -88,7 +88,7 @@ def tiled(
             f1 = block(one, start1, rows)
         else:
             held = f1 = jax.lax.cond(is_new, lambda: block(one, start1, rows), lambda: held)
-        tile = jax.lax.optimization_barrier(contract(f1, block(other, start2, columns)))
+        tile = contract(f1, block(other, start2, columns))
         kernel = put(kernel, tile, start1, start2)
         if symmetric:
             kernel = put(kernel, jax.tree.map(mirrored, tile), start2, start1)

@@ -132,15 +132,23 @@ def covered(plan: Plan, i: int) -> Any:
     return part.leaf is None, own, part.tokens, shape.b, shape.p, shape.q
 
 
+def members(lengths: dict[int, list[int]], *, apart: bool) -> dict[int, list[tuple[int, int]]]:
+    """Say which Jacobians, of these lengths P, are joined to one: leaf, and number of its own."""
+    if apart:
+        return {leaf: [(leaf, i) for i in range(len(own))] for leaf, own in lengths.items()}
+    every = [(leaf, i) for leaf, own in lengths.items() for i in range(len(own))]
+    small = [(leaf, i) for leaf, i in every if lengths[leaf][i] <= _SMALL]
+    large = [[(leaf, i)] for leaf, i in every if lengths[leaf][i] > _SMALL]
+    return dict(enumerate([*([small] if small else []), *reversed(large)]))
+
+
 def join(jacobians: dict[int, list[jax.Array]], *, apart: bool) -> dict[int, jax.Array]:
     """Join Jacobians (k, P): those of each leaf, or all small ones to one."""
-    if apart:
-        return {leaf: jnp.concatenate(js, -1) for leaf, js in jacobians.items()}
-    every = [j for js in jacobians.values() for j in js]
-    small = [j for j in every if j.shape[-1] <= _SMALL]
-    large = [j for j in every if j.shape[-1] > _SMALL]
-    first = [jnp.concatenate(small, -1)] if small else []
-    return dict(enumerate([*first, *reversed(large)]))
+    lengths = {leaf: [j.shape[-1] for j in own] for leaf, own in jacobians.items()}
+    return {
+        key: jnp.concatenate([jacobians[leaf][i] for leaf, i in every], -1)
+        for key, every in members(lengths, apart=apart).items()
+    }
 
 
 def _times(own: Factors, part: Part, roots: tuple[jax.Array, ...]) -> Factors:

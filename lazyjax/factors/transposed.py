@@ -6,14 +6,14 @@ of follows by laying out the numbers of the entries as the factors are laid out.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lazyjax.factors.pair import Factors, Shape, bias_of, first_use
-from lazyjax.factors.planning import JACOBIAN, Features, Plan, join, leaf_of
+from lazyjax.factors.planning import JACOBIAN, Features, Plan, leaf_of, members
 from lazyjax.factors.views import Atom, Roles, arrange
 from lazyjax.holomorphy import is_complex
 from lazyjax.types import Weights
@@ -100,49 +100,61 @@ def _of_bias(plan: Plan, i: int) -> np.ndarray:
     return arrange(_laid_out(axes, steps, every), use.d)[:, 0]
 
 
-def _of_plain(w: Weights, leaves: Iterable[int]) -> dict[int, list[Any]]:
-    """Give the numbers of all entries of some leaves."""
-    ends = np.cumsum([np.size(leaf) for leaf in w])
-    return {i: [np.arange(ends[i] - np.size(w[i]), ends[i])[None]] for i in leaves}
+class _Piece(NamedTuple):
+    """Some entries of a leaf, as an array of their numbers."""
+
+    leaf: int
+    numbers: np.ndarray  # (b, p, q), or flat
+    swapped: bool = False  # the features have (b, q, p)
+
+    def of(self, values: jax.Array) -> jax.Array:
+        """Give the values of the entries, flat, in the order of the numbers."""
+        if not self.swapped:
+            return values
+        b, p, q = self.numbers.shape
+        return jnp.swapaxes(values.reshape(b, q, p), 1, 2).reshape(-1)
 
 
-def _entries(plan: Plan, w: Weights) -> dict[str, dict[int, Any]]:
-    """Give the numbers of the entries, as the features have them, leaf after leaf."""
-    offsets = np.cumsum([0, *(np.size(leaf) for leaf in w)])
+def _joined(pieces: dict[int, list[_Piece]], apart: bool) -> dict[int, list[_Piece]]:
+    """Join pieces as their Jacobians are joined."""
+    lengths = {leaf: [piece.numbers.size for piece in own] for leaf, own in pieces.items()}
+    return {
+        key: [pieces[leaf][i] for leaf, i in every]
+        for key, every in members(lengths, apart=apart).items()
+    }
+
+
+def _of_plain(w: Weights, leaves: Iterable[int]) -> dict[int, list[_Piece]]:
+    return {leaf: [_Piece(leaf, np.arange(np.size(w[leaf])))] for leaf in leaves}
+
+
+class _Pieces(NamedTuple):
+    """What the features of a plan are of."""
+
+    weights: dict[int, list[_Piece]]  # by part, those alike next to each other along b
+    biases: dict[int, list[_Piece]]
+    jacobians: dict[int, list[_Piece]]
+
+
+def _pieces(plan: Plan, w: Weights) -> _Pieces:
+    """Say which entries the features have, in the order of `features`."""
     rest = _of_plain(w, plan.plain)
-    gathered: dict[int, list[tuple[np.ndarray, np.ndarray | None]]] = {}
+    weights: dict[int, list[_Piece]] = {}
+    biases: dict[int, list[_Piece]] = {}
     for i, (part, shape, treatment) in enumerate(
         zip(plan.parts, plan.shapes, plan.treatments, strict=True)
     ):
-        bias = None
-        if part.leaf is None:
-            own = offsets[leaf_of(part)] + _of_bias(plan, i)[:, None]
-        else:
-            own = offsets[part.leaf] + _of_weights(plan, i)
-            if shape.bias:
-                bias = offsets[bias_of(part).leaf] + _of_bias(plan, i)
-        if treatment.through_j and bias is not None:
-            rest.setdefault(bias_of(part).leaf, []).append(bias.reshape(1, -1))
-            bias = None
-        if treatment.formed:
-            flat = own if shape.tokens else np.swapaxes(own, 1, 2)
-            rest.setdefault(leaf_of(part), []).append(flat.reshape(1, -1))
-        else:
-            gathered.setdefault(plan.alike(i)[0], []).append((own, bias))
-    groups: dict[str, dict[int, Any]] = {}
-    for i, every in gathered.items():
-        weights, biases = zip(*every, strict=True)
-        joined = None if biases[0] is None else np.concatenate(biases)
-        groups.setdefault(plan.treatments[i].group, {})[i] = np.concatenate(weights), joined
-    if rest:
-        groups[JACOBIAN.group] = _joined(rest, plan.apart)
-    return groups
-
-
-def _joined(numbers: dict[int, list[Any]], apart: bool) -> dict[int, np.ndarray]:
-    """Join the numbers of entries as their Jacobians are joined."""
-    with jax.ensure_compile_time_eval():
-        return {i: np.asarray(a) for i, a in join(numbers, apart=apart).items()}
+        first = plan.alike(i)[0]
+        if shape.bias:
+            bias = _Piece(bias_of(part).leaf, _of_bias(plan, i))
+            own, key = (rest, bias.leaf) if treatment.through_j else (biases, first)
+            own.setdefault(key, []).append(bias)
+        alone = part.leaf is None
+        numbers = _of_bias(plan, i)[:, None] if alone else _of_weights(plan, i)
+        piece = _Piece(leaf_of(part), numbers, treatment.formed and not shape.tokens)
+        own, key = (rest, piece.leaf) if treatment.formed else (weights, first)
+        own.setdefault(key, []).append(piece)
+    return _Pieces(weights, biases, _joined(rest, plan.apart))
 
 
 def pull(plan: Plan, w: Weights, features: Features, c: jax.Array) -> Weights:
@@ -161,58 +173,66 @@ def pull(plan: Plan, w: Weights, features: Features, c: jax.Array) -> Weights:
     list of arrays
         Shaped like w. Of complex derivatives sum_nk c_nk J_nk, without a conjugation.
     """
-    entries = _entries(plan, w)
-    values: list[jax.Array] = []
-    numbers: list[np.ndarray] = []
-
-    def put(value: jax.Array, of: np.ndarray) -> None:
-        values.append(value.reshape(-1))
-        numbers.append(np.asarray(of).reshape(-1))
+    pieces = _pieces(plan, w)
 
     def weighted(d: jax.Array) -> jax.Array:
         return jnp.sum(d * c[:, :, None, None, None], 1)
 
+    found = []
     for group, own in features.items():
+        if group == JACOBIAN.group:
+            found += _of_jacobians(own, c, pieces.jacobians)
+            continue
         for i, f in own.items():
-            if group == JACOBIAN.group:
-                put(jnp.einsum("nkp,nk->p", f, c), entries[group][i])
-                continue
-            shape = plan.shapes[i]
-            value, bias = pull_part(f, shape, weighted(f.d))
+            value, bias = pull_part(f, plan.shapes[i], weighted(f.d))
             if f.d_swapped is not None:
                 value = value + jnp.einsum("nbsp,nbsq->bpq", weighted(f.d_swapped), f.a_swapped)
-            weights, biases = entries[group][i]
-            put(value, weights)
+            found.append((value, pieces.weights[i]))
             if bias is not None:
-                put(bias, biases)
-    flat, at = jnp.concatenate(values), np.concatenate(numbers)
-    return _by_leaf(flat, at, w)
+                found.append((bias, pieces.biases[i]))
+    return _by_leaf(found, w)
 
 
 def pull_jacobians(
     w: Weights, jacobians: dict[int, jax.Array], c: jax.Array, *, apart: bool
 ) -> Weights:
     """Compute J^T c from the plain Jacobians of all leaves, as `join` gives them."""
-    numbers = _joined(_of_plain(w, range(len(w))), apart)
-    values = [jnp.einsum("nkp,nk->p", j, c) for j in jacobians.values()]
-    flat = np.concatenate([numbers[i].reshape(-1) for i in jacobians])
-    return _by_leaf(jnp.concatenate(values), flat, w)
+    pieces = _joined(_of_plain(w, range(len(w))), apart)
+    return _by_leaf(_of_jacobians(jacobians, c, pieces), w)
 
 
-def _by_leaf(flat: jax.Array, at: np.ndarray, w: Weights) -> Weights:
-    """Sort numbers, of entry `at` each, into leaves; entries that are not there are 0."""
-    sizes = [int(np.size(leaf)) for leaf in w]
-    where = np.full(sum(sizes), at.size)
-    where[at] = np.arange(at.size)
-    padded = jnp.append(flat, jnp.zeros((), flat.dtype)) if (where == at.size).any() else flat
-    leaves, start = [], 0
-    for leaf, size in zip(w, sizes, strict=True):
-        own = where[start : start + size]
-        start += size
-        if size and own[0] + size == own[-1] + 1 and (np.diff(own) == 1).all():
-            part = jax.lax.slice_in_dim(padded, int(own[0]), int(own[-1]) + 1)
-        else:
-            part = padded[own]
-        part = part if is_complex(leaf) else part.real
-        leaves.append(part.reshape(np.shape(leaf)).astype(leaf.dtype))
-    return leaves
+_Found = tuple[jax.Array, list[_Piece]]
+"""Values, and the pieces that they are of, one after the other."""
+
+
+def _of_jacobians(
+    jacobians: dict[int, jax.Array], c: jax.Array, pieces: dict[int, list[_Piece]]
+) -> list[_Found]:
+    return [(jnp.einsum("nkp,nk->p", j, c), pieces[i]) for i, j in jacobians.items()]
+
+
+def _by_leaf(found: list[_Found], w: Weights) -> Weights:
+    """Sort values into leaves; entries that are not there are 0."""
+    values: list[list[jax.Array]] = [[] for _ in w]
+    numbers: list[list[np.ndarray]] = [[] for _ in w]
+    for flat, pieces in found:
+        ends = np.cumsum([piece.numbers.size for piece in pieces])
+        for piece, part in zip(pieces, jnp.split(flat.reshape(-1), ends[:-1]), strict=True):
+            values[piece.leaf].append(piece.of(part))
+            numbers[piece.leaf].append(piece.numbers.reshape(-1))
+    return [
+        _whole(leaf, jnp.concatenate(own), np.concatenate(at)) if own else jnp.zeros_like(leaf)
+        for leaf, own, at in zip(w, values, numbers, strict=True)
+    ]
+
+
+def _whole(leaf: jax.Array, values: jax.Array, numbers: np.ndarray) -> jax.Array:
+    """Put values at the entries of a leaf that have these numbers."""
+    where = np.full(np.size(leaf), numbers.size)
+    where[numbers] = np.arange(numbers.size)
+    if numbers.size < where.size:
+        values = jnp.append(values, jnp.zeros((), values.dtype))
+    if (where != np.arange(where.size)).any():
+        values = values[where]
+    values = values if is_complex(leaf) else values.real
+    return values.reshape(np.shape(leaf)).astype(leaf.dtype)
