@@ -31,7 +31,7 @@ def pull_part(f: Factors, shape: Shape, z: jax.Array) -> tuple[jax.Array, jax.Ar
 
     Returns
     -------
-    (..., b, p, q), and (..., b, q) of the bias
+    (..., b, p, q), of tokens (..., p, q); and (..., b, q) of the bias
     """
     bias = None if f.bias is None else jnp.einsum("nb,...nbsq->...bq", f.bias, z)
     if not shape.tokens:
@@ -42,7 +42,7 @@ def pull_part(f: Factors, shape: Shape, z: jax.Array) -> tuple[jax.Array, jax.Ar
         return jax.ops.segment_sum(z.reshape(-1, shape.q), ids, num_segments=shape.tokens)
 
     rows = jax.vmap(summed)(z.reshape(-1, *z.shape[-4:]))
-    return rows.reshape(*z.shape[:-4], 1, shape.tokens, shape.q), bias
+    return rows.reshape(*z.shape[:-4], shape.tokens, shape.q), bias
 
 
 # --- which entries these are --------------------------------------------------------------------
