@@ -46,7 +46,7 @@ def test_a_bias_that_lost_its_factor_is_found_and_named(reduce):
     right = walk.Bias
     f = lambda p, x: with_a_factor(p, x)  # noqa: E731 (a new function: compiled anew)
     match = r"`b` is off by .* the bias of w \(dot_general at .*rule: as that"
-    with patch.object(walk, "Bias", lambda leaf, factor: right(leaf, 1.0)):
+    with patch.object(walk, "Bias", lambda leaf, factor, view: right(leaf, 1.0, view)):
         is_found(f, P, X, match=match, reduce=reduce)
 
 
