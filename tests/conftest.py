@@ -68,12 +68,15 @@ def pytest_addoption(parser):
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="every method on every model, and 1 200 random models",
+        help="with the tests that are marked thorough: every method on every model, and so on",
     )
+    parser.addoption("--share", metavar="I/N", help="with the I-th of N shares of these only")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "thorough: runs with --thorough only")
+    config.addinivalue_line(
+        "markers", "thorough(long=False): runs with --thorough only; if long, in no share"
+    )
     if hasattr(config, "cache"):  # compiled programs, for all workers and for the next run
         keep = {
             "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
@@ -86,8 +89,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("thorough"):
-        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    every, share = config.getoption("thorough"), config.getoption("share")
+    own, shares = map(int, share.split("/")) if share else (0, 1)
+    turns = itertools.count()
+
+    def runs(item):
+        marker = item.get_closest_marker("thorough")
+        if marker is None or every:
+            return True
+        return not marker.kwargs.get("long") and next(turns) % shares == own - 1
+
+    chosen = [item for item in items if runs(item)]
+    config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
+    items[:] = chosen
 
 
 @pytest.fixture(autouse=True)

@@ -151,7 +151,7 @@ def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
     check(net, call)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(long=True)
 @pytest.mark.parametrize("number", range(1, 41))
 def test_the_kernels_of_a_thousand_random_models_and_more(number):
     jax.clear_caches()  # each program that is kept maps memory, and that has an end

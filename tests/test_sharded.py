@@ -100,7 +100,9 @@ def on_devices(devices, *command):
     [
         pytest.param(FAULT, id="XLA is wrong"),
         pytest.param(f"EVERY = False{KINDS}", id="every kind is right"),
-        pytest.param(f"EVERY = True{KINDS}", id="in every way", marks=pytest.mark.thorough),
+        pytest.param(
+            f"EVERY = True{KINDS}", id="in every way", marks=pytest.mark.thorough(long=True)
+        ),
     ],
 )
 def test_filter_gradients_of_examples_on_four_devices(script):
@@ -111,6 +113,6 @@ def test_inside_sharded_programs_everything_is_as_outside():
     on_devices(4, str(Path(__file__).parent / "sharded_programs.py"))
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(long=True)
 def test_inside_sharded_programs_on_more_devices_and_in_every_combination():
     on_devices(8, str(Path(__file__).parent / "sharded_programs.py"), "--thorough")
