@@ -7,6 +7,7 @@ else.
 """
 
 import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import optax
 from lazyjax import checks
 from lazyjax.convolutions import plain_convolutions
 from lazyjax.data import batch_indices
-from lazyjax.norms import norm, scale_of
+from lazyjax.norms import scale_of
 from lazyjax.types import Dataset, Loss, ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
@@ -65,14 +66,24 @@ def objective(f: ModelFunction, loss: Loss, params: Params, data: Dataset) -> ja
     return jnp.mean(widened(loss(widened(f(params, data.x)), data.y)))
 
 
+def _each(function: Callable[..., jax.Array], *leaves: Sequence[jax.Array]) -> jax.Array:
+    """Reduce each leaf, and give the results on a last axis: little to compile a leaf."""
+    return jnp.stack([function(*own) for own in zip(*leaves, strict=True)], -1)
+
+
 def _inner(rows: jax.Array) -> tuple[int, ...]:
     return tuple(range(1, rows.ndim))
 
 
-def _norms(rows: jax.Array) -> jax.Array:
-    """Compute the norm of each row, at any size; a pass more than the sum of squares."""
-    scale = scale_of(rows, _inner(rows))
-    return scale.reshape(-1) * jnp.sqrt(jnp.sum(jnp.square(rows / scale), _inner(rows)))
+def _norms(rows: list[jax.Array]) -> jax.Array:
+    """Compute the norm of each row of each leaf, at any size; a pass more than sums of squares."""
+    scales = scale_of(_each(lambda r: jnp.max(jnp.abs(r), _inner(r), initial=0.0), rows), ())
+
+    def squared(row: jax.Array, scale: jax.Array) -> jax.Array:
+        own = scale.astype(row.dtype).reshape(-1, *(1,) * (row.ndim - 1))
+        return jnp.sum(jnp.square(row / own), _inner(row))
+
+    return scales * jnp.sqrt(_each(squared, rows, list(scales.T)))
 
 
 def _step(
@@ -147,10 +158,9 @@ def _run_chunk(
     """
     leaves0 = jax.tree.leaves(widened(params0))
     # movements are summed in units of the leaf, or of all where it is zero: squares keep in range
-    everything = scale_of(norm(leaves0))
-    units = [
-        jnp.where(jnp.any(w0 != 0), scale_of(w0), everything.astype(w0.dtype)) for w0 in leaves0
-    ]
+    largest = _each(lambda w0: jnp.max(jnp.abs(w0), initial=0.0), leaves0)
+    units = scale_of(jnp.where(largest > 0, largest, jnp.max(largest)), ())
+    least = np.array([jnp.finfo(w0.dtype).tiny * 2.0**40 for w0 in leaves0])
     n = checks.batch("x", data.x)
 
     def step(carry: Any, indices: Any) -> Any:
@@ -159,13 +169,16 @@ def _run_chunk(
         value, updates, optimizer_state = _step(optimizer, f, loss, params, batch, optimizer_state)
         return (optax.apply_updates(params, updates), optimizer_state), (value, params)
 
-    def out_of_range(squared: list[jax.Array]) -> jax.Array:  # in any row, leaf or member
-        lost = jnp.zeros((), bool)
-        for s in squared:
-            small = (s > 0) & (s < jnp.finfo(s.dtype).tiny * 2.0**40)
-            lost |= jnp.any(jnp.isinf(s) | small)
+    def out_of_range(squared: jax.Array) -> jax.Array:  # in any row, leaf or member
+        lost = jnp.any(jnp.isinf(squared) | ((squared > 0) & (squared < least[None])))
         # one answer for all members, so that `vmap` keeps the condition
         return lost if chunk.members is None else jax.lax.psum(lost.astype(int), _MEMBERS) > 0
+
+    def square(row: jax.Array, w0: jax.Array, unit: jax.Array) -> jax.Array:
+        # 0 * row makes the sum NaN where a weight is not finite, and inf alone is an overflow of
+        # the square: one pass tells both
+        moved = (widened(row) - w0[None]) * (1 / unit).astype(w0.dtype)
+        return jnp.sum(jnp.square(moved) + 0 * row, _inner(row))
 
     def block(carry: Any, xs: Any) -> Any:
         state, recorded = carry
@@ -182,22 +195,13 @@ def _run_chunk(
             unroll=chunk.unroll,
         )
 
-        squared = [
-            # 0 * row makes the sum NaN where a weight is not finite, and inf alone is an overflow
-            # of the square: one pass tells both
-            jnp.sum(jnp.square((widened(row) - w0[None]) * (1 / unit)) + 0 * row, _inner(row))
-            for row, w0, unit in zip(jax.tree.leaves(rows), leaves0, units, strict=True)
-        ]
-        finite = jnp.isfinite(value)
-        for s in squared:
-            finite &= ~jnp.isnan(s)
+        after = jax.tree.leaves(rows)
+        squared = _each(square, after, leaves0, list(units))
+        finite = jnp.isfinite(value) & ~jnp.any(jnp.isnan(squared), -1)
         movement = jax.lax.cond(
             out_of_range(squared),
-            lambda: [
-                _norms(widened(r) - w[None])
-                for r, w in zip(jax.tree.leaves(rows), leaves0, strict=True)
-            ],
-            lambda: [unit * jnp.sqrt(s) for unit, s in zip(units, squared, strict=True)],
+            lambda: _norms([widened(r) - w0[None] for r, w0 in zip(after, leaves0, strict=True)]),
+            lambda: units[None] * jnp.sqrt(squared),
         )
         here = jnp.where(jnp.all(finite), NEVER, begin + jnp.argmin(finite).astype(jnp.int32))
         diverged_at = jnp.minimum(state.diverged_at, here)
@@ -222,7 +226,7 @@ def _run_chunk(
         recorded = jax.lax.fori_loop(first, last, record, recorded)
         last_finite = at(jnp.asarray(chunk.block - 1, jnp.int32))
         state = State(params, optimizer_state, last_finite, diverged_at)
-        return (state, recorded), (value, jnp.stack(movement, -1))
+        return (state, recorded), (value, movement)
 
     recorded = jax.tree.map(lambda w: jnp.zeros((chunk.capacity, *w.shape), w.dtype), params0)
     numbers = jnp.arange(chunk.blocks, dtype=jnp.int32)
