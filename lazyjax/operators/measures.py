@@ -114,7 +114,12 @@ def frobenius_norm(key: jax.Array, A: KernelOperator, *, probes: int = 32) -> Es
     >>> float(frobenius_norm(jax.random.key(0), A).value)
     5.0
     """
-    u = require_operator("A", A) @ random_signs(key, A, probes).T
+    return _norm(require_operator("A", A) @ random_signs(key, A, probes).T)
+
+
+@jax.jit
+def _norm(u: jax.Array) -> Estimate:
+    """Estimate the norm of a kernel from its products (n, probes)."""
     scale = scale_of(u)
     found = _jackknife(lambda mean: jnp.sqrt(mean[0]), _squares(u / scale)[:, None])
     return Estimate(scale * found.value, scale * found.error)
@@ -168,12 +173,18 @@ def alignment(
     >>> round(float(alignment(jax.random.key(0), A, B).value), 4)
     0.96
     """
-    u = _products(key, A, B, probes)
+    found, sizes = _alignment(_products(key, A, B, probes))
+    _not_zero("A", sizes[0])
+    _not_zero("B", sizes[1])
+    return found
+
+
+@jax.jit
+def _alignment(u: jax.Array) -> tuple[Estimate, jax.Array]:
+    """Estimate the cosine of two kernels from their products (2, n, probes), and their sizes."""
     u = u / scale_of(u, (1, 2))
-    size = jnp.sqrt(jnp.mean(_squares(u), axis=0))
-    _not_zero("A", size[0])
-    _not_zero("B", size[1])
-    u = u / size[:, None, None]
+    sizes = jnp.sqrt(jnp.mean(_squares(u), axis=0))
+    u = u / sizes[:, None, None]
     samples = jnp.concatenate([_squares(u), _squares(u[:1] - u[1:])], axis=1)
 
     def cosine(means: jax.Array) -> jax.Array:
@@ -181,7 +192,7 @@ def alignment(
         a, b = jnp.sqrt(means[0]), jnp.sqrt(means[1])
         return 1 - (means[2] - (a - b) ** 2) / (2 * a * b)
 
-    return _jackknife(cosine, samples)
+    return _jackknife(cosine, samples), sizes
 
 
 def relative_change(
@@ -226,14 +237,19 @@ def relative_change(
     >>> round(float(relative_change(jax.random.key(0), A, B).value), 4)
     1.3333
     """
-    u = _products(key, A, B, probes)
+    found, size = _change(_products(key, A, B, probes))
+    _not_zero("B", size)
+    return found
+
+
+@jax.jit
+def _change(u: jax.Array) -> tuple[Estimate, jax.Array]:
+    """Estimate the relative change from products (2, n, probes), and the size of the second."""
     scales = scale_of(u[0] - u[1]), scale_of(u[1])
-    pair = jnp.stack([(u[0] - u[1]) / scales[0], u[1] / scales[1]])
-    samples = _squares(pair)
-    _not_zero("B", jnp.mean(samples[:, 1]))
+    samples = _squares(jnp.stack([(u[0] - u[1]) / scales[0], u[1] / scales[1]]))
     found = _jackknife(lambda means: jnp.sqrt(means[0] / means[1]), samples)
     unit = scales[0] / scales[1]
-    return Estimate(unit * found.value, unit * found.error)
+    return Estimate(unit * found.value, unit * found.error), jnp.mean(samples[:, 1])
 
 
 def effective_rank(
@@ -287,9 +303,16 @@ def effective_rank(
     2.0
     """
     density = spectral_density(key, A, probes=probes, depth=depth)
-    nodes = jnp.maximum(density.nodes, 0) / scale_of(density.nodes)
+    share, trace = _rank(density.nodes, density.weights)
+    _not_zero("A", trace)
+    return Estimate(A.shape[0] * share.value, A.shape[0] * share.error)
+
+
+@jax.jit
+def _rank(nodes: jax.Array, weights: jax.Array) -> tuple[Estimate, jax.Array]:
+    """Estimate the effective rank over n from quadratures (probes, depth), and a size of A."""
+    nodes = jnp.maximum(nodes, 0) / scale_of(nodes)
     entropy = jax.scipy.special.entr(nodes)
-    samples = jnp.sum(density.weights[:, None] * jnp.stack([nodes, entropy], axis=1), axis=2)
-    _not_zero("A", jnp.mean(samples[:, 0]))
-    n = A.shape[0]
-    return _jackknife(lambda mean: n * mean[0] * jnp.exp(mean[1] / mean[0]), samples)
+    samples = jnp.sum(weights[:, None] * jnp.stack([nodes, entropy], axis=1), axis=2)
+    found = _jackknife(lambda mean: mean[0] * jnp.exp(mean[1] / mean[0]), samples)
+    return found, jnp.mean(samples[:, 0])
