@@ -5,46 +5,29 @@ weights before them. Both are asked from the output back, and only at the pairs 
 are needed: of a flattened network every position with itself, of one that pools all with all.
 """
 
-import string
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyjax.limits import activations
-from lazyjax.limits.activations import Profile
+from lazyjax.limits import activations, sources
+from lazyjax.limits.arrays import Array, add, times
 from lazyjax.limits.nodes import (
     Deterministic,
-    Entries,
     Moved,
     Node,
     Pointwise,
-    Product,
     Query,
     Scaled,
     Source,
     Sum,
     Times,
-    Tokens,
-    Window,
     same_entries,
     scales,
 )
+from lazyjax.limits.profiles import Profile, profile_of
 from lazyjax.limits.refusals import refuse
-
-Array = jax.Array | None
-"""(n1, n2, *positions, *positions) by the query, of lengths 1 where it is the same; None: 0."""
-
-
-def _add(*arrays: Array) -> Array:
-    found = [a for a in arrays if a is not None]
-    return sum(found[1:], found[0]) if found else None
-
-
-def _times(one: Array, other: Array) -> Array:
-    return None if one is None or other is None else one * other
 
 
 class Moments:
@@ -110,7 +93,8 @@ class Moments:
             return value.reshape(*batch, *positions)
         return value.reshape(*batch, *((*ones, *positions) if right else (*positions, *ones)))
 
-    def _outer(self, a: Array, b: Array, q: Query) -> Array:
+    def outer(self, a: Array, b: Array, q: Query) -> Array:
+        """Multiply what each side has of its own, (n, *positions), for all pairs."""
         if a is None or b is None:
             return None
         left = self.spread(a, q, False, b.ndim - 1)
@@ -121,7 +105,7 @@ class Moments:
         found = self.second(a, a, Query(side, side, False, False))
         return jnp.zeros((1, *a.shape), self.dtype) if found is None else found
 
-    def _full(self, array: jax.Array, a: Node, b: Node, q: Query) -> jax.Array:
+    def full(self, array: jax.Array, a: Node, b: Node, q: Query) -> jax.Array:
         """Give an array with all its positions."""
         batch = array.shape[: 1 + q.crossed]
         return jnp.broadcast_to(array, (*batch, *a.shape, *(b.shape if q.every else ())))
@@ -131,7 +115,7 @@ class Moments:
         if array is None:
             return None
         ends = (other, node.inner) if right else (node.inner, other)
-        array = self._full(array, *ends, q)
+        array = self.full(array, *ends, q)
         batch = array.shape[: 1 + q.crossed]
         shapes = [end.shape for end in ends]
         sizes = [int(np.prod(shape)) for shape in shapes]
@@ -172,7 +156,7 @@ class Moments:
         """Take every position with itself from all pairs of them."""
         if array is None:
             return None
-        array = self._full(array, a, b, q._replace(every=True))
+        array = self.full(array, a, b, q._replace(every=True))
         batch, size = array.shape[: 1 + q.crossed], int(np.prod(a.shape))
         square = array.reshape(*batch, size, size)
         return jnp.diagonal(square, axis1=-2, axis2=-1).reshape(*batch, *a.shape)
@@ -186,21 +170,21 @@ class Moments:
         """
         match a, b:
             case Sum(), _:
-                return _add(*(ask(term, b, q) for term in a.terms))
+                return add(*(ask(term, b, q) for term in a.terms))
             case _, Sum():
-                return _add(*(ask(a, term, q) for term in b.terms))
+                return add(*(ask(a, term, q) for term in b.terms))
             case Times(), _:
                 value = self.spread(a.value.sides[q.left], q, False, len(b.shape))
-                return _times(ask(a.inner, b, q), value)
+                return times(ask(a.inner, b, q), value)
             case _, Times():
                 value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
-                return _times(ask(a, b.inner, q), value)
+                return times(ask(a, b.inner, q), value)
             case Scaled(), _:
                 value = self.spread(a.value.sides[q.left], q, False, len(b.shape))
-                return _add(_times(ask(a.inner, b, q), value), own(a, b, q))
+                return add(times(ask(a.inner, b, q), value), own(a, b, q))
             case _, Scaled():
                 value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
-                return _times(ask(a, b.inner, q), value)
+                return times(ask(a, b.inner, q), value)
         return self._moved(a, b, q, ask)
 
     def _moved(self, a: Any, b: Any, q: Query, ask: Any) -> Array:
@@ -210,7 +194,7 @@ class Moments:
                 inner = ask(a.inner, b.inner, q)
                 if inner is None:
                     return None
-                inner = self._full(inner, a.inner, b.inner, q)
+                inner = self.full(inner, a.inner, b.inner, q)
                 operation = a.operation
                 for _ in range(1 + q.crossed):
                     operation = jax.vmap(operation)
@@ -226,7 +210,7 @@ class Moments:
 
     def _second(self, a: Node, b: Node, q: Query) -> Array:
         if not a.sources & b.sources:
-            return self._outer(self.mean(a, q.left), self.mean(b, q.right), q)
+            return self.outer(self.mean(a, q.left), self.mean(b, q.right), q)
         if isinstance(a, Source) and isinstance(b, Source):
             return self._source(a, b, q)[0]
         if _is_linear(a) or _is_linear(b):
@@ -240,9 +224,9 @@ class Moments:
             case Deterministic():
                 return a.value.sides[side]
             case Sum():
-                return _add(*(self.mean(term, side) for term in a.terms))
+                return add(*(self.mean(term, side) for term in a.terms))
             case Times() | Scaled():
-                return _times(self.mean(a.inner, side), a.value.sides[side])
+                return times(self.mean(a.inner, side), a.value.sides[side])
             case Moved():
                 inner = self.mean(a.inner, side)
                 if inner is None:
@@ -261,14 +245,14 @@ class Moments:
             return self.variance(first, side)  # as in a norm: of any field, mixed positions too
         factors = self._gate(a, a)
         if factors is not None:
-            return _times(self.mean(factors[0], side), self.mean(factors[1], side))
+            return times(self.mean(factors[0], side), self.mean(factors[1], side))
         profile = self.profile(a)
         return activations.mean(self, profile, side)
 
     def profile(self, a: Pointwise) -> Profile:
         """Give the function that a node is, of its Gaussian fields."""
         if a not in self._profiles:
-            self._profiles[a] = activations.profile(a)
+            self._profiles[a] = profile_of(a)
         return self._profiles[a]
 
     def _gate(self, a: Any, b: Any) -> tuple[Node, Node, Node, Node] | None:
@@ -285,7 +269,7 @@ class Moments:
         gate = self._gate(a, b)
         if gate is not None:
             a1, a2, b1, b2 = gate
-            return _times(self.second(a1, b1, q), self.second(a2, b2, q))
+            return times(self.second(a1, b1, q), self.second(a2, b2, q))
         if isinstance(a, Pointwise) and isinstance(b, Pointwise):
             return activations.second(self, self.profile(a), self.profile(b), q)
         if isinstance(b, Pointwise):
@@ -311,9 +295,7 @@ class Moments:
         for field, slope in zip(profile.fields, slopes, strict=True):
             if slope is not None:
                 inside = ask(field, z, q) if flipped else ask(z, field, q)
-                total = _add(
-                    total, _times(inside, self.spread(slope, q, not flipped, len(z.shape)))
-                )
+                total = add(total, times(inside, self.spread(slope, q, not flipped, len(z.shape))))
         return total
 
     # --- derivatives ---
@@ -328,9 +310,9 @@ class Moments:
         gate = self._gate(a, b)
         if gate is not None:
             a1, a2, b1, b2 = gate
-            return _add(
-                _times(self.tangent(a1, b1, q), self.second(a2, b2, q)),
-                _times(self.second(a1, b1, q), self.tangent(a2, b2, q)),
+            return add(
+                times(self.tangent(a1, b1, q), self.second(a2, b2, q)),
+                times(self.second(a1, b1, q), self.tangent(a2, b2, q)),
             )
         if isinstance(a, Pointwise) and isinstance(b, Pointwise):
             return activations.tangent(self, self.profile(a), self.profile(b), q)
@@ -358,17 +340,17 @@ class Moments:
         """Give what the weights of a scale add: their derivatives are the fields they multiply."""
         match b:
             case Sum():
-                return _add(*(self._of_scales(a, term, q) for term in b.terms))
+                return add(*(self._of_scales(a, term, q) for term in b.terms))
             case Times():
                 value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
-                return _times(self._of_scales(a, b.inner, q), value)
+                return times(self._of_scales(a, b.inner, q), value)
             case Scaled():
                 value = self.spread(b.value.sides[q.right], q, True, len(a.shape))
-                total = _times(self._of_scales(a, b.inner, q), value)
+                total = times(self._of_scales(a, b.inner, q), value)
                 if not np.intersect1d(b.pattern, a.pattern).size:
                     return total
                 same = same_entries(a.pattern, b.pattern, q, self.dtype)
-                return _add(total, _times(self.second(a.inner, b.inner, q), same))
+                return add(total, times(self.second(a.inner, b.inner, q), same))
             case Moved() if q.every or not (a.shape or b.inner.shape):
                 return self._move(b, self._of_scales(a, b.inner, q), a, q, right=True)
             case Moved():
@@ -382,99 +364,8 @@ class Moments:
         """Give the covariance of a source, perhaps at other positions, and of its derivatives."""
         key = ("source", z, other, q)
         if key not in self._known:
-            match z, other:
-                case Product(), _:
-                    self._known[key] = self._product(z, q)
-                case Entries(), Entries():
-                    self._known[key] = self._entries(z, other, q)
-                case Tokens(), _:
-                    self._known[key] = self._tokens(z, q)
+            self._known[key] = sources.covariance(self, z, other, q)
         return self._known[key]
-
-    def _entries(self, z: Entries, other: Entries, q: Query) -> tuple[Array, Array]:
-        same: Any = same_entries(z.pattern, other.pattern, q, self.dtype)
-        factor = self._outer(z.factor.sides[q.left], other.factor.sides[q.right], q)
-        same = _times(same, factor)
-        return (None if z.variance is None else z.variance * same), same
-
-    def _tokens(self, z: Tokens, q: Query) -> tuple[Array, Array]:
-        left = self.spread(z.value.sides[q.left], q, False)
-        right = self.spread(z.value.sides[q.right], q, True)
-        same = z.factor**2 * (left == right).astype(self.dtype)
-        return z.variance * same, same
-
-    def _product(self, z: Product, q: Query) -> tuple[Array, Array]:
-        square = z.factor**2
-        moment = self._contracted(z, q, self.second)
-        inner = self._contracted(z, q, self.tangent)
-        if moment is None:
-            return None, None
-        k = z.variance * square * moment
-        derivative = square * moment
-        return k, derivative if inner is None else derivative + z.variance * square * inner
-
-    def _contracted(self, z: Product, q: Query, ask: Callable[..., Array]) -> Array:
-        """Sum over what is contracted: channels, positions and windows."""
-        total = None
-        for count, h in z.terms:
-            if isinstance(h, Deterministic):
-                part = self._of_inputs(z, h, q) if ask == self.second else None
-            else:
-                part = self._summed(z, h, q, ask)
-            total = _add(total, None if part is None else count * part)
-        if total is None:
-            return None
-        first = 1 + q.crossed
-        places = len(z.kept)
-        for i in z.own if q.every else ():
-            n = total.shape[first + i]
-            eye = jnp.eye(n, dtype=total.dtype)
-            shape = [1] * total.ndim
-            shape[first + i] = shape[first + places + i] = n
-            total = total * eye.reshape(shape)
-        for i, window in enumerate(z.windows):
-            axes = (first + i, first + places + i) if q.every else (first + i,)
-            total = _window_sum(total, axes, window)
-        return total
-
-    def _summed(self, z: Product, h: Node, q: Query, ask: Callable[..., Array]) -> Array:
-        every = q.every and bool(z.kept)
-        array = ask(h, h, q._replace(every=every))
-        if array is None:
-            return None
-        first = 1 + q.crossed
-        array = self._full(array, h, h, q._replace(every=every))
-        letters = iter(string.ascii_letters)
-        batch = [next(letters) for _ in range(first)]
-        left = [next(letters) for _ in h.shape]
-        right = [c if i in z.summed else next(letters) for i, c in enumerate(left)]
-        keep_left, keep_right = ([side[i] for i in z.kept] for side in (left, right))
-        if every:
-            spec = "".join([*batch, *left, *right, "-", *batch, *keep_left, *keep_right])
-        else:
-            spec = "".join([*batch, *left, "-", *batch, *keep_left])
-        return jnp.einsum(spec.replace("-", "->"), array)
-
-    def _of_inputs(self, z: Product, h: Deterministic, q: Query) -> Array:
-        """Multiply inputs with inputs."""
-        values = [
-            jnp.broadcast_to(h.value.sides[side], (h.value.sides[side].shape[0], *h.shape))
-            for side in (q.left, q.right)
-        ]
-        letters = iter(string.ascii_letters)
-        ones = next(letters), next(letters)
-        batch = ones if q.crossed else (ones[0], ones[0])
-        left = [next(letters) for _ in h.shape]
-        every = q.every and bool(z.kept)
-        shared = [i in z.summed or not every for i in range(len(left))]
-        right = [c if same else next(letters) for c, same in zip(left, shared, strict=True)]
-        keep_left, keep_right = ([side[i] for i in z.kept] for side in (left, right))
-        if not q.crossed and values[0].shape[0] != values[1].shape[0]:
-            n = max(len(v) for v in values)
-            values = [jnp.broadcast_to(v, (n, *v.shape[1:])) for v in values]
-        out = [*(batch if q.crossed else batch[:1]), *keep_left, *(keep_right if every else ())]
-        spec = f"{batch[0]}{''.join(left)},{batch[1]}{''.join(right)}->{''.join(out)}"
-        return jnp.einsum(spec, *values, precision="highest")
 
 
 def _is_linear(a: Node) -> bool:
@@ -485,32 +376,3 @@ def _is_gate(a: Node) -> bool:
     if not isinstance(a, Pointwise) or a.name != "mul" or len(a.arguments) != 2:
         return False
     return all(isinstance(b, Node) for b in a.arguments)
-
-
-def _window_sum(array: jax.Array, axes: tuple[int, ...], window: Window) -> jax.Array:
-    """Sum over the offsets of a window, the same offset along one axis or along two."""
-    (low, high), n = window.padding, array.shape[axes[0]]
-    length = low + (n - 1) * window.input_step + 1 + high
-    places = (length - (window.size - 1) * window.step - 1) // window.stride + 1
-    if len(axes) == 1:
-        at = np.arange(places)[:, None] * window.stride - low
-        offsets = np.arange(n)[None] * window.input_step - at
-        inside = (offsets >= 0) & (offsets < window.size * window.step)
-        band = jnp.asarray(inside & (offsets % window.step == 0), array.dtype)
-        summed = jnp.tensordot(array, band, ((axes[0],), (1,)), precision="highest")
-        return jnp.moveaxis(summed, -1, axes[0])
-    if low or high or window.input_step > 1:
-        edges = [(0, 0, 0)] * array.ndim
-        for axis in axes:
-            edges[axis] = (low, high, window.input_step - 1)
-        array = jax.lax.pad(array, jnp.zeros((), array.dtype), edges)
-    total = None
-    for i in range(window.size):
-        part = array
-        for axis in axes:
-            start = i * window.step
-            stop = start + (places - 1) * window.stride + 1
-            part = jax.lax.slice_in_dim(part, start, stop, window.stride, axis)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
