@@ -233,8 +233,9 @@ def target_alignment(kernel: jax.Array, y: jax.Array, *, centered: bool = False)
     Parameters
     ----------
     kernel : (N, N) or (N, N, *out, *out)
+        Real, or complex and Hermitian.
     y : (N, *out)
-        An (N, N) kernel is held against sum_k y_k y_k^T.
+        An (N, N) kernel is held against sum_k y_k y_k^T; of complex targets y_k^T is conjugated.
     centered : bool
         Centre both in feature space first.
 
@@ -258,10 +259,12 @@ def target_alignment(kernel: jax.Array, y: jax.Array, *, centered: bool = False)
             f"`y` must be the targets of the points of `kernel`, {kernel.shape}, got {y.shape}. "
             "Compute both on the same points."
         )
-    columns = _floats(columns)
+    columns = columns if jnp.iscomplexobj(columns) else _floats(columns)
     columns = columns / scale_of(columns)
     with jax.default_matmul_precision("highest"):
-        target = columns @ columns.T
+        target = columns @ columns.conj().T
+    if jnp.iscomplexobj(square) or jnp.iscomplexobj(target):
+        square, target = square + 0j, target + 0j
     return jnp.sum(_unit("kernel", square, centered) * _unit("y", target, centered))
 
 
