@@ -14,6 +14,7 @@ from lazyjax.kernels.computation import (
 from lazyjax.kernels.empirical import matrix, ntk, ntk_diagonal
 from lazyjax.kernels.estimates import Estimate, estimate, explain, explanation
 from lazyjax.kernels.methods import METHODS, Engine
+from lazyjax.kernels.orders import symmetric
 from lazyjax.kernels.request import (
     Options,
     Request,
@@ -54,6 +55,7 @@ __all__ = [
     "only_output",
     "operations_of",
     "same_examples",
+    "symmetric",
     "whole",
     "within_budget",
 ]

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 
 from lazyjax import checks
 from lazyjax.independence import check_examples
+from lazyjax.kernels import symmetric
 from lazyjax.leaves import of_floats, path_of
 from lazyjax.limits.initialisers import of_each_leaf
 from lazyjax.limits.layouts import positions
@@ -147,7 +148,7 @@ def _tile(
         full = jnp.zeros((), moments.dtype) if found is None else found
         kernel = jnp.broadcast_to(full, shape).astype(moments.dtype)
         if x2 is None:
-            kernel = jnp.tril(kernel) + jnp.tril(kernel, -1).T
+            kernel = symmetric(kernel, "trace")
         kernels.append(kernel)
     if not moments.errors:
         return tuple(kernels)
