@@ -13,19 +13,14 @@ import pytest
 from jax.sharding import Mesh
 from kernel_models import MODELS
 from kernel_reference import jacobians
+from thoroughness import few
 
 from lazyjax import matrix, ntk
 from lazyjax.operators import as_operator, ntk_operator
 from lazyjax.operators.algebra import operator
 from lazyjax.operators.jacobians import KEEPS
 
-FEW = {
-    "dense",
-    "a tied decoder",
-    "convolution: groups and stride",
-    "scan over layers",
-    "custom_vjp with a weight",
-}
+TELLING = ("custom_vjp with a weight", "scan over layers")
 FORWARD_ONLY = {"while_loop"}
 
 
@@ -72,17 +67,18 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, atol=1e-12 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(
-    ("keep", "reduce", "symmetric"),
+@few(
+    "keep, reduce, symmetric",
     [
-        ("nothing", "none", True),
+        ("residuals", "sum", True),
+        ("features", "trace", False),
         ("nothing", "trace", False),
+        ("nothing", "none", True),
         ("residuals", "none", False),
         ("residuals", "trace", True),
-        ("residuals", "sum", True),
         ("features", "none", True),
-        ("features", "trace", False),
     ],
+    3,
 )
 def test_products_are_those_of_the_dense_kernel(keep, reduce, symmetric):
     kernel = dense(reduce, symmetric)
@@ -147,22 +143,21 @@ def test_operators_of_half_precision_are_float32():
     assert made.dtype == (made @ jnp.ones(2, jnp.float16)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("keep", ["residuals", "features"])
+@few("keep", ["features", "residuals"])
 def test_outputs_and_wrt_choose_as_in_ntk(keep):
     options = {"outputs": (2, 0), "wrt": lambda path: "twice" in path or "bias" in path}
     A = ntk_operator(model, PARAMS, X1, X2, keep=keep, **options)
     close(A @ normal(10, 10), matrix(ntk(model, PARAMS, X1, X2, **options)) @ normal(10, 10))
 
 
-@pytest.mark.parametrize(
-    ("keep", "reduce"), [("nothing", "none"), ("residuals", "trace"), ("features", "trace")]
-)
+@few("keep, reduce", [("residuals", "trace"), ("nothing", "none"), ("features", "trace")])
 def test_few_vectors_and_outputs_at_a_time_change_nothing(keep, reduce, monkeypatch):
     monkeypatch.setattr("lazyjax.operators.products._VECTORS", 2)
     A = ntk_operator(model, PARAMS, X1, keep=keep, reduce=reduce)
     close(A @ normal(10, A.shape[1], 5), dense(reduce, True) @ normal(10, A.shape[1], 5))
 
 
+@pytest.mark.thorough
 def test_a_budget_is_kept_to_down_to_few_examples_at_once():
     reduce, budgets = "trace", ("10MB", "100kB", "40kB")
     x = jax.tree.map(lambda a: jnp.concatenate([a] * 9), X1)
@@ -197,6 +192,7 @@ for keep, reduce, x2 in rows:
 """
 
 
+@pytest.mark.thorough
 def test_four_devices_share_out_the_examples():
     flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
     done = subprocess.run(
@@ -214,14 +210,7 @@ def test_one_device_is_a_mesh_too():
     close(A @ normal(10, 21), dense("none", True) @ normal(10, 21))
 
 
-ROWS = [
-    pytest.param(name, marks=() if name in FEW else pytest.mark.thorough)
-    for name in MODELS
-    if name not in FORWARD_ONLY
-]
-
-
-@pytest.mark.parametrize("name", ROWS)
+@few("name", sorted({*MODELS} - FORWARD_ONLY, key=lambda n: (n not in TELLING, n)), len(TELLING))
 def test_every_kind_of_model_has_its_products(name):
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         case = MODELS[name]()

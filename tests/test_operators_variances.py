@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 from test_operators import PARAMS, X1, X2, model
+from thoroughness import few
 
 from lazyjax import matrix, ntk, ntk_operator
 from lazyjax.operators import NotConverged, as_operator, nystrom, posterior_variance
@@ -24,8 +25,8 @@ def dense(noise=NOISE):
     return np.diag(np.asarray(matrix(TEST)) - cross @ solved)
 
 
-@pytest.mark.parametrize("block", [1, 4, 6, 64])
-@pytest.mark.parametrize("rank", [0, 9])
+@few("block", [6, 1, 4, 64])
+@few("rank", [9, 0])
 def test_it_is_that_of_the_dense_equation(block, rank):
     """15 rows, three an example: blocks of one, one, two (which overlap at the end) and all."""
     P = nystrom(jax.random.key(0), A, rank=rank) if rank else None
@@ -36,6 +37,7 @@ def test_it_is_that_of_the_dense_equation(block, rank):
     assert np.all(found < DIAGONAL)
 
 
+@pytest.mark.thorough
 def test_kernels_may_be_operators():
     C = ntk_operator(model, PARAMS, X1, ridge=NOISE)
     cross = ntk_operator(model, PARAMS, X2, X1)

@@ -34,6 +34,7 @@ def near(found, wanted, tolerance=1e-7):
     np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
 
 
+@pytest.mark.thorough
 def test_descent_by_products_is_the_closed_form():
     momentum = 0.7
     kernel, A, learning_rate = setting()
@@ -56,6 +57,7 @@ def test_the_flow_by_products_is_the_closed_form_and_its_end_the_ridge_regressio
     near(kernel_regression(A, Y, f0).coefficients, solved.reshape(7, 3))
 
 
+@pytest.mark.thorough
 def test_a_kernel_that_outputs_share_is_a_column_an_output():
     kernel, f0 = ntk(model, PARAMS, X1, reduce="trace"), model(PARAMS, X1)
     A = ntk_operator(model, PARAMS, X1, reduce="trace", ridge=RIDGE)
@@ -63,6 +65,7 @@ def test_a_kernel_that_outputs_share_is_a_column_an_output():
     near(found.fit, gradient_flow(kernel, Y, f0, ridge=RIDGE).train(TIMES) - f0[None])
 
 
+@pytest.mark.thorough
 def test_training_in_parameter_space_agrees():
     """By Optax, and by products: outputs on new points, and the parameters themselves."""
     _, _, learning_rate = setting()
@@ -79,6 +82,7 @@ def test_training_in_parameter_space_agrees():
     near(by_kernel, f_lin(params, X2), 1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 @pytest.mark.parametrize("ridge", [0.0, 1e-9, 1e-7, 1e-5])
 def test_a_ridge_below_the_rounding_of_the_kernel_is_no_ridge(ridge, scale):
@@ -111,6 +115,7 @@ def test_a_ridge_above_the_rounding_is_the_linear_system():
     near(found.coefficients, np.linalg.solve(kernel + 1e-2 * np.eye(8), y), 1e-4)
 
 
+@pytest.mark.thorough
 def test_half_precision_is_trained_in_float32():
     (
         kernel,
@@ -131,6 +136,7 @@ def test_half_precision_is_trained_in_float32():
         near(found.fit, np.asarray(wide.fit), 1e-5)
 
 
+@pytest.mark.thorough
 def test_nothing_to_learn_is_nothing_learnt():
     for ridge in (0.0, 0.5):
         A = as_operator(matrix(setting()[0]), ridge=ridge)
@@ -173,6 +179,7 @@ def test_a_preconditioner_serves_the_end_of_training():
     assert helped.products < alone.products
 
 
+@pytest.mark.thorough
 def test_what_does_not_converge_fails_and_keeps_what_there_is():
     rough = jnp.diag(jnp.logspace(-8, 0, 400))
     A = as_operator(rough, ridge=1e-9)
