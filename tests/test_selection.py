@@ -193,6 +193,7 @@ def test_the_rank_of_a_kernel_in_single_precision_is_seen():
             assert np.all(select(rank, **options).scores > 0)
 
 
+@pytest.mark.thorough
 def test_the_rank_of_half_precision_is_seen():
     """A kernel has lost what its entries have, features only the square of that."""
     z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.35, -0.7], [-0.9, 0.3]])
@@ -225,7 +226,8 @@ def test_it_runs_under_jit_and_vmap(method):
         agrees(through(as_operator(kernels[i]), given[i]), wanted)
 
 
-@few("method", reversed(METHODS))
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", METHODS)
 def test_it_runs_in_sharded_programs(method):
     """What differs from device to device, and explicit axes, have types even on one device."""
     choose = partial(select, 4, method=method)
@@ -242,7 +244,8 @@ def test_it_runs_in_sharded_programs(method):
     agrees(jax.jit(lambda z: choose(features=z))(there), wanted)
 
 
-@few("method", reversed(METHODS))
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", METHODS)
 def test_one_that_is_given_twice_under_jit_counts_once(method):
     choose = jax.jit(lambda given: select(4, features=Z, method=method, given=given))
     agrees(choose(jnp.array([5, 2, 5])), select(4, features=Z, method=method, given=[5, 2]))
@@ -263,7 +266,8 @@ def test_no_square_matrix_is_formed_of_features_or_operators(method):
         assert max(a.size for a in every) < n * n, list(options)
 
 
-@few("method", reversed(METHODS))
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", METHODS)
 def test_half_precision_is_chosen_by_in_single_precision(method):
     z = Z.astype(jnp.bfloat16)
     found = select(4, features=z, method=method)
@@ -284,6 +288,7 @@ def test_features_of_any_scale_choose_alike(method):
     np.testing.assert_allclose(found.scores * 2.0**200, wanted.scores, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_small_distances_of_features_do_not_cancel():
     z = 1e4 + jnp.array([[0.0], [1e-5], [3e-5]])
     found = select(2, features=z, given=[0], method="max_distance")
