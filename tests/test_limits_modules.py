@@ -142,7 +142,7 @@ def test_nnx_initialisers_have_the_same(name):
         np.testing.assert_allclose(found["kernel"], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@few("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", HALF)
 def test_initialisers_of_half_precision_are_those_of_their_rounded_scale(name, dtype):
     init, expected = INITIALISERS[name]

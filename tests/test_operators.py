@@ -223,6 +223,7 @@ def test_four_devices_share_out_the_examples():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_one_device_is_a_mesh_too():
     mesh = Mesh(np.array(jax.devices()[:1]), ("examples",))
     A = ntk_operator(model, PARAMS, X1, mesh=mesh)

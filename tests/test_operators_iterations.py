@@ -38,7 +38,7 @@ def near(found, wanted, tolerance=1e-8):
     np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
 
 
-@few("rank", [8, 0])
+@few("rank", [0, 8])
 def test_the_residuals_are_those_of_solve_and_the_last_is_computed(rank):
     P = preconditioned(rank, A)
     found = jax.jit(lambda A, b, P: conjugate_gradients(A, b, iterations=6, preconditioner=P))(
@@ -52,7 +52,8 @@ def test_the_residuals_are_those_of_solve_and_the_last_is_computed(rank):
     np.testing.assert_allclose(found.residuals[:6], together.residuals[:6], rtol=1e-9)
 
 
-@few("rank", [0, 8])
+@pytest.mark.thorough
+@pytest.mark.parametrize("rank", [0, 8])
 def test_enough_steps_give_the_solution_and_more_change_nothing(rank):
     P = preconditioned(rank, A)
     wanted = np.linalg.solve(DENSE, B)
@@ -78,6 +79,7 @@ def test_a_second_start_goes_on_from_the_first():
     np.testing.assert_allclose(again.residuals[-1], true, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_column_of_zeros_is_solved_by_zeros_and_any_scale_is_the_same():
     b = B * np.array([1e-25, 0, 1e25])
     C = as_operator(SQUARE.astype(np.float32), ridge=RIDGE)
@@ -140,11 +142,18 @@ POINT = (FEATURES, jnp.asarray(0.1), jnp.asarray(B))
 @few("x0", [False, True])
 @few("rank", [0, 6])
 def test_derivatives_by_everything_are_those_of_the_dense_solve(rank, x0):
-    loss = through(rank, x0)
-    found = jax.jit(jax.grad(loss, (0, 1, 2)))(*POINT)
-    for a, b in zip(found, jax.grad(dense_loss, (0, 1, 2))(*POINT), strict=True):
+    found, wanted = (
+        jax.jit(jax.grad(loss, (0, 1, 2)))(*POINT) for loss in (through(rank, x0), dense_loss)
+    )
+    for a, b in zip(found, wanted, strict=True):
         near(a, b)
-    check_grads(loss, POINT, 1, modes=("fwd", "rev"), rtol=1e-6)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("x0", [False, True])
+@pytest.mark.parametrize("rank", [0, 6])
+def test_derivatives_are_differences_forward_and_in_reverse(rank, x0):
+    check_grads(through(rank, x0), POINT, 1, modes=("fwd", "rev"), rtol=1e-6)
 
 
 @pytest.mark.thorough
@@ -240,7 +249,8 @@ def test_derivatives_by_the_parameters_of_a_network(keep):
 # --- in other programs ---------------------------------------------------------------------------
 
 
-@few("rank", [0, 6])
+@pytest.mark.thorough
+@pytest.mark.parametrize("rank", [0, 6])
 def test_many_systems_are_solved_as_one_by_one(rank):
     squares = jnp.stack([jnp.asarray(kernel(seed)) for seed in range(3)])
     keys = jax.random.split(jax.random.key(0), 3)
@@ -258,6 +268,7 @@ def test_many_systems_are_solved_as_one_by_one(rank):
     near(shared, np.linalg.solve(DENSE, B).T, 1e-9)
 
 
+@pytest.mark.thorough
 def test_a_scan_of_solves_each_from_the_one_before():
     ridges = jnp.asarray(np.geomspace(1, RIDGE, 8))
 
@@ -274,6 +285,7 @@ def test_a_scan_of_solves_each_from_the_one_before():
     np.testing.assert_allclose(residuals[-1], true, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_preconditioner_in_a_program_is_the_one_outside():
     run = jax.jit(lambda key, A: nystrom(key, A, rank=7))
     inside, outside = run(jax.random.key(3), A), nystrom(jax.random.key(3), A, rank=7)
@@ -285,6 +297,7 @@ def test_a_preconditioner_in_a_program_is_the_one_outside():
     assert run(jax.random.key(3), low_rank).values.shape == (7,)
 
 
+@pytest.mark.thorough
 def test_rows_that_are_not_positive_are_seen_in_the_residuals():
     def run(square):
         C = as_operator(square) + 2.0

@@ -70,7 +70,8 @@ def test_the_numbers_are_those_of_arrays_within_the_errors(name):
     assert abs(values.mean() - true) < 4 * spread / 200**0.5 + 2 * spread**2 / true
 
 
-@few("name", ROWS)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ROWS)
 def test_errors_fall_as_the_root_of_the_probes(name):
     estimate, true = ROWS[name]
     few, many = (estimate(jax.random.key(3), m) for m in (32, 32 * 64))

@@ -144,9 +144,10 @@ def test_nothing_depends_on_the_scale_of_the_kernel():
         np.testing.assert_allclose(scale * found[-1].x, 2.0**-500 * found[0].x, rtol=1e-5)
 
 
-@few("rank", [0, 15])
-@few(
-    "scale, sizes",
+@pytest.mark.thorough
+@pytest.mark.parametrize("rank", [0, 15])
+@pytest.mark.parametrize(
+    ("scale", "sizes"),
     [
         (1e-30, [1e-22, 0, 1, 1e5]),
         (1.0, [1e-22, 0, 1, 1e25]),
@@ -237,6 +238,7 @@ def test_the_preconditioner_is_what_its_equation_says():
     assert np.linalg.eigvalsh(np.asarray(A @ jnp.eye(N)) - dense)[0] > -1e-12
 
 
+@pytest.mark.thorough
 def test_a_kernel_of_low_rank_is_its_rows():
     features = np.random.default_rng(0).normal(size=(N, 5))
     A = as_operator(features @ features.T, ridge=1e-4)
@@ -251,6 +253,7 @@ def test_any_function_preconditions():
     assert found.iterations == 1
 
 
+@pytest.mark.thorough
 def test_a_second_call_compiles_nothing():
     traces = []
 
@@ -290,6 +293,7 @@ def test_a_tolerance_below_rounding_is_not_claimed():
     assert solution.residuals[-1].max() > 1e-8
 
 
+@pytest.mark.thorough
 def test_in_float64_the_cure_is_not_float64():
     with pytest.raises(NotConverged, match="Rounding in float64 .* ridge, or a looser `tolerance`"):
         solve(as_operator(DECAYING), B, tolerance=1e-15, iterations=10_000)

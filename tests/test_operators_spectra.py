@@ -66,6 +66,7 @@ def test_gauss_and_gauss_radau_bracket_every_probe_at_every_depth(of, depth, nam
         np.testing.assert_allclose(found.high, exact, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_gauss_is_above_the_logarithm_and_below_the_inverse():
     """At depth 1, where Gauss is f at the Rayleigh quotient (Jensen)."""
     square = kernel(SPECTRA["flat"])
@@ -140,6 +141,7 @@ def test_a_log_determinant_without_a_ridge_takes_a_bound():
         logdet(jax.random.key(0), A, lower=1.5)
 
 
+@pytest.mark.thorough
 def test_a_multiple_of_the_identity_is_exact():
     A = as_operator(2 * np.eye(N), ridge=1.0)
     keys = iter(jax.random.split(jax.random.key(0), 5))
@@ -203,6 +205,7 @@ def test_the_distinct_eigenvalues_are_found_where_there_are_few():
     np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(8), atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_eigenpairs_that_were_not_found_are_no_result():
     A = as_operator(kernel(SPECTRA["flat"]))
     with pytest.raises(NotConverged, match="`tolerance` must be met in 10 steps") as caught:
@@ -238,8 +241,9 @@ REPEATED = {
 }
 
 
-@few("dtype", [np.float64, np.float32])
-@few("name", sorted(REPEATED, key=lambda name: name != "low rank"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", REPEATED)
 def test_repeated_eigenvalues_count_as_often_as_they_are_there(name, dtype):
     values = REPEATED[name]
     tolerance = np.finfo(dtype).eps ** (2 / 3)
@@ -331,6 +335,7 @@ def test_nothing_depends_on_the_scale_of_the_kernel_in_float32(scale):
     near(np.float64(b.error) * scale, a.error, 1e-2)
 
 
+@pytest.mark.thorough
 def test_the_trace_of_nothing_is_zero():
     for rank in (0, 5):
         found = trace(jax.random.key(0), as_operator(np.zeros((N, N), np.float32)), rank=rank)
@@ -369,6 +374,7 @@ def test_the_moments_of_the_density_are_those_of_the_spectrum():
     np.testing.assert_allclose(found.mean(jnp.ones_like), (1, 0), atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_the_density_is_smooth_and_of_mass_one_and_the_cumulative_counts():
     exact = SPECTRA["decaying"] + 1e-3
     A = as_operator(kernel(SPECTRA["decaying"]), ridge=1e-3)

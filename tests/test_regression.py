@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from test_dynamics import singular
-from test_operators import PARAMS, X1, X2, model, normal
+from test_operators import PARAMS, X1, X2, dense, gram, jacobian, model, normal
 
 from lazyjax import gradient_descent, gradient_flow, linearize, matrix, ntk, train
 from lazyjax.operators import NotConverged, as_operator, ntk_operator, nystrom
@@ -24,9 +24,9 @@ TIMES = np.array([0.0, 1.0, 7.0, 200.0, np.inf])
 
 @lru_cache
 def setting():
-    kernel = ntk(model, PARAMS, X1)
-    largest = np.linalg.eigvalsh(matrix(kernel))[-1] + RIDGE
-    return kernel, ntk_operator(model, PARAMS, X1, ridge=RIDGE), 0.9 * Y.size / largest
+    kernel = gram(jacobian()[:7], jacobian()[:7])
+    largest = np.linalg.eigvalsh(dense("none", True))[-1] + RIDGE
+    return kernel, as_operator(kernel, ridge=RIDGE), 0.9 * Y.size / largest
 
 
 def near(found, wanted, tolerance=1e-7):
@@ -40,20 +40,20 @@ def test_descent_by_products_is_the_closed_form():
     kernel, A, learning_rate = setting()
     f0 = model(PARAMS, X1)
     found = kernel_regression(A, Y, f0, t=TIMES, learning_rate=learning_rate, momentum=momentum)
-    dense = gradient_descent(
+    wanted = gradient_descent(
         kernel, Y, f0, learning_rate=learning_rate, momentum=momentum, ridge=RIDGE
     )
-    near(found.coefficients, dense.coefficients(TIMES))
-    near(found.fit, dense.train(TIMES) - f0[None])
+    near(found.coefficients, wanted.coefficients(TIMES))
+    near(found.fit, wanted.train(TIMES) - f0[None])
     assert found.error < 2e-8
 
 
 def test_the_flow_by_products_is_the_closed_form_and_its_end_the_ridge_regression():
     kernel, A, _ = setting()
-    f0 = model(PARAMS, X1)
+    f0 = jax.jit(model)(PARAMS, X1)
     found = kernel_regression(A, Y, f0, t=TIMES[:, None])
     near(found.coefficients, gradient_flow(kernel, Y, f0, ridge=RIDGE).coefficients(TIMES[:, None]))
-    solved = np.linalg.solve(matrix(kernel) + RIDGE * np.eye(21), (Y - f0).reshape(-1))
+    solved = np.linalg.solve(dense("none", True) + RIDGE * np.eye(21), (Y - f0).reshape(-1))
     near(kernel_regression(A, Y, f0).coefficients, solved.reshape(7, 3))
 
 
@@ -101,14 +101,15 @@ def test_a_ridge_below_the_rounding_of_the_kernel_is_no_ridge(ridge, scale):
     sizes = np.array([1, size, 1])
     near(np.float64(found.fit) / sizes, np.float64(run.train(t)) / sizes, 1e-5)
     outputs = np.float64(cross) @ np.float64(found.coefficients)
-    dense = np.float64(run.test(t, cross, np.zeros((2, 3), np.float32)))
-    near(outputs / sizes, dense / sizes, 3e-5)
+    wanted = np.float64(run.test(t, cross, np.zeros((2, 3), np.float32)))
+    near(outputs / sizes, wanted / sizes, 3e-5)
     assert np.all(outputs[..., 2] == 0)
     np.testing.assert_allclose(outputs[-1][:, :1], least, atol=3e-5)
     end = np.float64(run.coefficients(np.inf)) * scale / sizes
     near(np.float64(found.coefficients[-1]) * scale / sizes, end, 1e-4)
 
 
+@pytest.mark.thorough
 def test_a_ridge_above_the_rounding_is_the_linear_system():
     kernel, _, y, _ = singular()
     found = kernel_regression(as_operator(kernel, ridge=1e-2), y, 0 * y, tolerance=1e-5)
@@ -170,6 +171,7 @@ def test_parameters_in_blocks_are_for_examples_that_are_alone():
         tangent_parameters(lambda w, x: (alone(w, x), alone(w, x)), w, x, c)
 
 
+@pytest.mark.thorough
 def test_a_preconditioner_serves_the_end_of_training():
     _, A, _ = setting()
     f0 = model(PARAMS, X1)

@@ -153,7 +153,8 @@ def test_power_iteration_in_half_precision_is_as_right_as_its_products(dtype, pr
     assert found == pytest.approx(exact, rel=8 * float(jnp.finfo(dtype).eps))
 
 
-@few("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_spectra_of_half_precision_are_taken_in_float32(dtype):
     values = jnp.array([4.0, 2.0, 1.0, 0.0])
     kernel = jnp.diag(values).astype(dtype)
