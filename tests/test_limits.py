@@ -127,15 +127,15 @@ def test_an_example_with_itself_is_exact(name):
 
 
 @few("phi", [jax.nn.relu, jax.nn.gelu])
-def test_kernels_are_symmetric_to_the_last_bit_whatever_the_tiles(phi):
+@few("options", [{"batch_size": 3}, {"batch_size": 1}, {"memory": "1MB"}, {}])
+def test_kernels_are_symmetric_to_the_last_bit_whatever_the_tiles(phi, options):
     f, layers = mlp(phi, ntk_parametrised=True), layers_of(2)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(11, 3)))
     whole = infinite(f, layers, x, x, variance=1.0)
-    for options in ({}, {"batch_size": 3}, {"batch_size": 1}, {"memory": "1MB"}):
-        found = infinite(f, layers, x, variance=1.0, **options)
-        for kernel, same in ((found.nngp, whole.nngp), (found.ntk, whole.ntk)):
-            assert np.array_equal(kernel, kernel.T)
-            np.testing.assert_allclose(kernel, same, rtol=1e-12)
+    found = infinite(f, layers, x, variance=1.0, **options)
+    for kernel, same in ((found.nngp, whole.nngp), (found.ntk, whole.ntk)):
+        assert np.array_equal(kernel, kernel.T)
+        np.testing.assert_allclose(kernel, same, rtol=1e-12)
 
 
 def quadrature_of(phi, k):
@@ -471,7 +471,7 @@ def own_rule(z):
 own_rule.defjvps(lambda t, y, z: 3 * t)
 
 
-@few("name", sorted(BESIDE, key=lambda name: name != "a straight-through gradient"))
+@few("name", sorted(BESIDE, key=lambda name: name != "a rule of its own"))
 def test_a_field_beside_a_function_of_it_does_not_ask_for_its_derivative(name):
     phi, x = BESIDE[name], X[:2] / 2
     w = (jnp.zeros((3, 16)), jnp.zeros((3, 16)), jnp.zeros((16, 1)))
@@ -491,6 +491,7 @@ def test_a_field_beside_a_function_of_it_does_not_ask_for_its_derivative(name):
     np.testing.assert_allclose(found.nngp[0, 1], scale * (weights @ values @ weights), atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_function_of_jax_with_a_rule_of_its_own_keeps_the_rule():
     g = jax.custom_jvp(jnp.tanh)
     g.defjvps(lambda t, y, z: 3 * t)
@@ -672,7 +673,10 @@ def test_what_has_no_limit_is_refused_by_name(name):
         ({"variance": (1.0, None, 1.0)}, ValueError, "the matrix 1, which is not random"),
         ({"degree": 4}, ValueError, "`degree` must be at least 16"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
-        ({"memory": "1kB"}, ValueError, "`memory` must be at least"),
+        pytest.param(
+            *({"memory": "1kB"}, ValueError, "`memory` must be at least"),
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_bad_arguments_are_told(change, kind, text):
