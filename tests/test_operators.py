@@ -76,7 +76,7 @@ def dense(reduce, symmetric):
     kernel = gram(J[:7], J[:7] if symmetric else J[7:])
     if reduce == "none":
         return kernel.transpose(0, 2, 1, 3).reshape(21, -1)
-    return kernel.sum((2, 3)) if reduce == "sum" else np.einsum("nmkk->nm", kernel) / 3
+    return np.einsum("nmkl->nm" if reduce == "sum" else "nmkk->nm", kernel) / 3
 
 
 def close(found, wanted):
