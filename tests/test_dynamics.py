@@ -126,7 +126,8 @@ def test_euler_meets_the_flow_with_slope_one():
     np.testing.assert_allclose(slopes, 1.0, atol=0.02)
 
 
-@few("momentum", [0.9, 0.0])
+@pytest.mark.thorough
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_singular_kernel_gives_numbers_and_the_right_ones(momentum):
     n, rank = 30, 8
     a = np.asarray(normal(0, (n, rank)))

@@ -471,7 +471,8 @@ def own_rule(z):
 own_rule.defjvps(lambda t, y, z: 3 * t)
 
 
-@few("name", sorted(BESIDE, key=lambda name: name != "a rule of its own"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", BESIDE)
 def test_a_field_beside_a_function_of_it_does_not_ask_for_its_derivative(name):
     phi, x = BESIDE[name], X[:2] / 2
     w = (jnp.zeros((3, 16)), jnp.zeros((3, 16)), jnp.zeros((16, 1)))

@@ -147,8 +147,9 @@ def test_the_start_is_the_nngp_process(rate, ridge):
     near(test, np.zeros((M, 2)), p.nngp[N:, N:], 1e-14)
 
 
-@few("ridge", [0.0, 0.3])
-@few("rate", [RATE, None])
+@pytest.mark.thorough
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [None, RATE])
 def test_the_end_is_a_solve(rate, ridge):
     p = problem()
     P = np.linalg.solve(p.ntk[:N, :N] + ridge * np.eye(N), p.ntk[:N]).T

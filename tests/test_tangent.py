@@ -84,7 +84,7 @@ def dense_tangent(f, params0, params, x):
     return value
 
 
-@few("name", reversed(MODELS), 2)
+@few("name", reversed(MODELS))
 def test_linearize_is_the_value_plus_the_jacobian_times_the_displacement(
     name, params0, direction, x
 ):
