@@ -21,6 +21,7 @@ from convolution_reference import (
     reference,
 )
 from flax import nnx
+from thoroughness import few
 
 from lazyjax import infinite, variances
 from lazyjax.models import from_nnx
@@ -111,7 +112,10 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+TELLING = ("a block with strides", "circular, dilated")
+
+
+@few("name", sorted(NETWORKS, key=lambda name: name not in TELLING), len(TELLING))
 def test_networks_follow_the_covariances_of_their_positions(name):
     shape, layers = NETWORKS[name]
     x = images(*shape)
@@ -121,10 +125,10 @@ def test_networks_follow_the_covariances_of_their_positions(name):
     assert found.error == 0
 
 
-FACTORED = ("valid", "any padding", "spread", "groups", "pools, then flattened", "a residual block")
+FACTORED = ("groups", "valid", "any padding", "spread", "pools, then flattened", "a residual block")
 
 
-@pytest.mark.parametrize("name", FACTORED)
+@few("name", FACTORED)
 def test_networks_with_factors_do_so_too_and_are_symmetric(name):
     shape, layers = NETWORKS[name]
     x = images(*shape)[:3]
@@ -143,7 +147,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@few("name", reversed(ORDERS))
 def test_the_axes_of_a_plain_convolution_may_have_any_order(name):
     layers = (
         Conv((2, 3), (1, 2), [(1, 0), (0, 2)], (1, 2), (2, 1)),
@@ -202,6 +206,7 @@ class Model(nnx.Module):
         return self.last(jax.nn.relu(self.three(x)).mean((1, 2)))
 
 
+@pytest.mark.thorough
 def test_an_nnx_module_with_the_variances_of_its_initialisers_is_its_layers():
     layers = (
         Conv((2, 3), (1, 2), "CIRCULAR"),
@@ -239,6 +244,7 @@ def kernels_of(layers, x, **options):
     return infinite(f, params, x, **{"variance": standard, **options})
 
 
+@pytest.mark.thorough
 def test_a_window_on_one_pixel_is_a_dense_layer():
     x = images(1, 1, 3)
     wide = (Conv((3, 2), padding="SAME"), "relu", Conv((2, 3), (2, 1), "SAME"), "erf", *FLAT)
@@ -247,6 +253,7 @@ def test_a_window_on_one_pixel_is_a_dense_layer():
     check(found, kernels_of(dense, x.reshape(5, 3), variance=0.3))
 
 
+@pytest.mark.thorough
 def test_a_window_as_wide_as_the_image_is_a_dense_layer_of_all_pixels():
     x = images(3, 4, 2)
     ends = ("relu", Conv((1, 1)), "relu", *FLAT)
@@ -259,6 +266,7 @@ def test_a_window_as_wide_as_the_image_is_a_dense_layer_of_all_pixels():
 TILES = ({"batch_size": 3}, {"batch_size": 2}, {"memory": "150kB"}, {"x2": None})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", TILES, ids=str)
 def test_tiles_change_nothing(options):
     shape, layers = NETWORKS["same"]

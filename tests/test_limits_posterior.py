@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 from scipy.linalg import expm
+from thoroughness import few
 
 from lazyjax.limits import Infinite, infinite
 from lazyjax.limits.posterior import gp
@@ -80,8 +81,8 @@ def near(found, mean, covariance, tolerance=1e-10):
     np.testing.assert_allclose(found.covariance, covariance, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-@pytest.mark.parametrize("out", [(1,), (3,)])
+@few("ridge", [0.3, 0.0])
+@few("out", [(3,), (1,)])
 def test_descent_is_that_of_an_ensemble_step_by_step(out, ridge):
     p = problem(out)
     means, covariances = stepwise(p, 1000, eta=RATE, ridge=ridge)
@@ -91,6 +92,7 @@ def test_descent_is_that_of_an_ensemble_step_by_step(out, ridge):
     assert np.abs(covariances[9] - covariances[0]).max() > 0.1
 
 
+@pytest.mark.thorough
 def test_an_ensemble_of_tangent_models_has_this_mean_and_covariance():
     rng = np.random.default_rng(1)
     J, features = rng.normal(size=(N + M, 30)), rng.normal(size=(N + M, 8))
@@ -109,7 +111,7 @@ def test_an_ensemble_of_tangent_models_has_this_mean_and_covariance():
     assert np.abs(sampled).max() < 8 / members**0.5
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@few("ridge", [0.3, 0.0])
 def test_the_flow_is_the_matrix_exponential(ridge):
     p = problem()
     times = np.array([0.0, 0.5, 20.0])
@@ -136,8 +138,8 @@ def test_descent_of_small_steps_meets_the_flow_with_slope_one():
     np.testing.assert_allclose(np.diff(np.log(errors)) / np.diff(np.log(4.0 / steps)), 1, atol=0.05)
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-@pytest.mark.parametrize("rate", [None, RATE])
+@few("ridge", [0.3, 0.0])
+@few("rate", [None, RATE])
 def test_the_start_is_the_nngp_process(rate, ridge):
     p = problem()
     train, test = both(p, t=0, learning_rate=rate, ridge=ridge)
@@ -145,6 +147,7 @@ def test_the_start_is_the_nngp_process(rate, ridge):
     near(test, np.zeros((M, 2)), p.nngp[N:, N:], 1e-14)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ridge", [0.0, 0.3])
 @pytest.mark.parametrize("rate", [None, RATE])
 def test_the_end_is_a_solve(rate, ridge):
@@ -162,7 +165,7 @@ def test_the_end_is_a_solve(rate, ridge):
         near(train, p.y, np.zeros((N, N)))
 
 
-@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.5])
+@few("ridge", [0.5, 0.0, 1e-3], 2)
 def test_the_posterior_is_that_of_the_textbook(ridge):
     p = problem()
     K = p.nngp
@@ -190,9 +193,9 @@ def test_the_posterior_needs_no_ntk_and_takes_leading_axes():
     near(found, np.tile(once.mean, (2, 1, 1, 1)), np.tile(once.covariance, (2, 1, 1, 1)))
 
 
-@pytest.mark.parametrize("by", ["ntk", "nngp"])
-@pytest.mark.parametrize("ridge", [0.0, 1e-2])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@few("by", ["nngp", "ntk"])
+@few("ridge", [1e-2, 0.0])
+@few("dtype", [np.float32, np.float64])
 def test_covariances_are_symmetric_and_positive(by, ridge, dtype):
     p = Problem(*(a.astype(dtype) for a in problem()))
     eps = np.finfo(dtype).eps
@@ -261,9 +264,9 @@ def matrix_free(kernel):
     return operator(product, product, shape=kernel.shape, dtype=kernel.dtype, psd=True)
 
 
-@pytest.mark.parametrize("by", ["ntk", "nngp"])
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-@pytest.mark.parametrize("make", [as_operator, matrix_free])
+@few("by", ["ntk", "nngp"])
+@few("ridge", [0.3, 0.0])
+@few("make", [matrix_free, as_operator])
 def test_an_operator_gives_what_the_arrays_give(by, ridge, make):
     p = problem()
     dense = gp(p.train, p.y, **p.test, by=by, ridge=ridge)
@@ -277,6 +280,7 @@ def test_an_operator_gives_what_the_arrays_give(by, ridge, make):
     near(gp(mixed, p.y, **p.test, by=by, ridge=ridge, tolerance=1e-11), *dense, 1e-8)
 
 
+@pytest.mark.thorough
 def test_a_preconditioner_and_a_number_of_products_reach_the_solve():
     p = problem()
     operators = p.train._replace(ntk=as_operator(p.train.ntk))
@@ -288,6 +292,7 @@ def test_a_preconditioner_and_a_number_of_products_reach_the_solve():
         gp(operators, p.y, **p.test, **options)
 
 
+@pytest.mark.thorough
 def test_it_takes_the_kernels_of_a_network():
     def f(w, x):
         return jnp.maximum(x @ w[0] / 3**0.5, 0) @ w[1] / 8

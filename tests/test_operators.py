@@ -13,19 +13,14 @@ import pytest
 from jax.sharding import Mesh
 from kernel_models import MODELS
 from kernel_reference import jacobians
+from thoroughness import few
 
 from lazyjax import matrix, ntk
 from lazyjax.operators import as_operator, ntk_operator
 from lazyjax.operators.algebra import operator
 from lazyjax.operators.jacobians import KEEPS
 
-FEW = {
-    "dense",
-    "a tied decoder",
-    "convolution: groups and stride",
-    "scan over layers",
-    "custom_vjp with a weight",
-}
+TELLING = "custom_vjp with a weight"
 FORWARD_ONLY = {"while_loop"}
 
 
@@ -63,8 +58,25 @@ X1, X2 = examples(6, 7), examples(8, 5)
 
 
 @lru_cache
+def jacobian():
+    """(12, 3, P), of the examples of X1 and of X2."""
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), X1, X2)
+    (leaves,) = jacobians(model, PARAMS, both)
+    return np.concatenate([leaf.reshape(12, 3, -1) for leaf in leaves], -1)
+
+
+def gram(one, two):
+    """The kernel (N, M, K, K) of two Jacobians (N, K, P), (M, K, P)."""
+    return np.einsum("nkp,mlp->nmkl", one, two)
+
+
+@lru_cache
 def dense(reduce, symmetric):
-    return np.asarray(matrix(ntk(model, PARAMS, X1, None if symmetric else X2, reduce=reduce)))
+    J = jacobian()
+    kernel = gram(J[:7], J[:7] if symmetric else J[7:])
+    if reduce == "none":
+        return kernel.transpose(0, 2, 1, 3).reshape(21, -1)
+    return np.einsum("nmkl->nm" if reduce == "sum" else "nmkk->nm", kernel) / 3
 
 
 def close(found, wanted):
@@ -72,16 +84,16 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, atol=1e-12 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(
-    ("keep", "reduce", "symmetric"),
+@few(
+    "keep, reduce, symmetric",
     [
-        ("nothing", "none", True),
+        ("features", "trace", False),
+        ("residuals", "sum", True),
         ("nothing", "trace", False),
+        ("nothing", "none", True),
         ("residuals", "none", False),
         ("residuals", "trace", True),
-        ("residuals", "sum", True),
         ("features", "none", True),
-        ("features", "trace", False),
     ],
 )
 def test_products_are_those_of_the_dense_kernel(keep, reduce, symmetric):
@@ -89,20 +101,24 @@ def test_products_are_those_of_the_dense_kernel(keep, reduce, symmetric):
     A = ntk_operator(model, PARAMS, X1, None if symmetric else X2, keep=keep, reduce=reduce)
     assert A.shape == kernel.shape
     assert A.psd == symmetric
-    block = normal(11, A.shape[1], 5)
+    block = np.asarray(normal(11, A.shape[1], 5))
     close(A @ block, kernel @ block)
     close(A @ block[:, 0], kernel @ block[:, 0])
-    left = normal(12, A.shape[0])
+    left = np.asarray(normal(12, A.shape[0]))
     close(left @ A, left @ kernel)
     rows = kernel.reshape(7, -1, A.shape[1])[[4, 2]].reshape(-1, A.shape[1])
     close(A.rows(jnp.array([4, 2])), rows)
 
 
-def test_the_algebra_is_that_of_matrices():
+@few("of_a_network", [False, True])
+def test_the_algebra_is_that_of_matrices(of_a_network):
     kernel, other = dense("none", True), dense("none", False)
-    A = ntk_operator(model, PARAMS, X1, ridge=0.5)
-    B = ntk_operator(model, PARAMS, X1, X2)
-    eye, v = np.eye(21), normal(10, 21)
+    if of_a_network:
+        A, B = (ntk_operator(model, PARAMS, X1, x2) for x2 in (None, X2))
+    else:
+        A, B = as_operator(kernel), as_operator(other)
+    A = A + 0.5
+    eye, v = np.eye(21), np.asarray(normal(10, 21))
     close(A @ v, (kernel + 0.5 * eye) @ v)
     close((2.0 * A / 4.0 + 1.0 - 0.25) @ v, (kernel / 2 + eye) @ v)
     assert (A / 0.5).shift == 1.0
@@ -114,18 +130,16 @@ def test_the_algebra_is_that_of_matrices():
 
 
 def test_an_array_is_an_operator_too():
-    kernel = ntk(model, PARAMS, X1)
-    A = as_operator(kernel, ridge=0.5)
+    J = jacobian()
+    A = as_operator(gram(J[:7], J[:7]), ridge=0.5)
     assert A.psd
     assert A.outputs == 3
-    close(A @ normal(10, 21), dense("none", True) @ normal(10, 21) + 0.5 * normal(10, 21))
-    close(
-        A.rows(jnp.array([6, 1])),
-        matrix(kernel).reshape(7, 3, 21)[jnp.array([6, 1])].reshape(6, 21),
-    )
-    B = as_operator(ntk(model, PARAMS, X1, X2))
+    v = np.asarray(normal(10, 21))
+    close(A @ v, dense("none", True) @ v + 0.5 * v)
+    close(A.rows(jnp.array([6, 1])), dense("none", True).reshape(7, 3, 21)[[6, 1]].reshape(6, 21))
+    B = as_operator(gram(J[:7], J[7:]))
     assert not B.psd
-    close(B.T @ normal(10, 21), dense("none", False).T @ normal(10, 21))
+    close(B.T @ v, dense("none", False).T @ v)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-22, 1.0, 1e25])
@@ -147,22 +161,22 @@ def test_operators_of_half_precision_are_float32():
     assert made.dtype == (made @ jnp.ones(2, jnp.float16)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("keep", ["residuals", "features"])
+@few("keep", ["features", "residuals"])
 def test_outputs_and_wrt_choose_as_in_ntk(keep):
     options = {"outputs": (2, 0), "wrt": lambda path: "twice" in path or "bias" in path}
     A = ntk_operator(model, PARAMS, X1, X2, keep=keep, **options)
     close(A @ normal(10, 10), matrix(ntk(model, PARAMS, X1, X2, **options)) @ normal(10, 10))
 
 
-@pytest.mark.parametrize(
-    ("keep", "reduce"), [("nothing", "none"), ("residuals", "trace"), ("features", "trace")]
-)
+@pytest.mark.thorough
+@few("keep, reduce", [("residuals", "trace"), ("nothing", "none"), ("features", "trace")])
 def test_few_vectors_and_outputs_at_a_time_change_nothing(keep, reduce, monkeypatch):
     monkeypatch.setattr("lazyjax.operators.products._VECTORS", 2)
     A = ntk_operator(model, PARAMS, X1, keep=keep, reduce=reduce)
     close(A @ normal(10, A.shape[1], 5), dense(reduce, True) @ normal(10, A.shape[1], 5))
 
 
+@pytest.mark.thorough
 def test_a_budget_is_kept_to_down_to_few_examples_at_once():
     reduce, budgets = "trace", ("10MB", "100kB", "40kB")
     x = jax.tree.map(lambda a: jnp.concatenate([a] * 9), X1)
@@ -197,6 +211,7 @@ for keep, reduce, x2 in rows:
 """
 
 
+@pytest.mark.thorough
 def test_four_devices_share_out_the_examples():
     flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
     done = subprocess.run(
@@ -208,20 +223,14 @@ def test_four_devices_share_out_the_examples():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_one_device_is_a_mesh_too():
     mesh = Mesh(np.array(jax.devices()[:1]), ("examples",))
     A = ntk_operator(model, PARAMS, X1, mesh=mesh)
     close(A @ normal(10, 21), dense("none", True) @ normal(10, 21))
 
 
-ROWS = [
-    pytest.param(name, marks=() if name in FEW else pytest.mark.thorough)
-    for name in MODELS
-    if name not in FORWARD_ONLY
-]
-
-
-@pytest.mark.parametrize("name", ROWS)
+@few("name", sorted({*MODELS} - FORWARD_ONLY, key=lambda name: (name != TELLING, name)))
 def test_every_kind_of_model_has_its_products(name):
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         case = MODELS[name]()

@@ -7,6 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from jax.tree_util import Partial
 from test_operators import PARAMS, X1, model
+from thoroughness import few
 
 from lazyjax import matrix, ntk
 from lazyjax.operators import as_operator, conjugate_gradients, ntk_operator, nystrom, solve
@@ -37,7 +38,7 @@ def near(found, wanted, tolerance=1e-8):
     np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("rank", [0, 8])
+@few("rank", [0, 8])
 def test_the_residuals_are_those_of_solve_and_the_last_is_computed(rank):
     P = preconditioned(rank, A)
     found = jax.jit(lambda A, b, P: conjugate_gradients(A, b, iterations=6, preconditioner=P))(
@@ -51,6 +52,7 @@ def test_the_residuals_are_those_of_solve_and_the_last_is_computed(rank):
     np.testing.assert_allclose(found.residuals[:6], together.residuals[:6], rtol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 8])
 def test_enough_steps_give_the_solution_and_more_change_nothing(rank):
     P = preconditioned(rank, A)
@@ -77,6 +79,7 @@ def test_a_second_start_goes_on_from_the_first():
     np.testing.assert_allclose(again.residuals[-1], true, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_column_of_zeros_is_solved_by_zeros_and_any_scale_is_the_same():
     b = B * np.array([1e-25, 0, 1e25])
     C = as_operator(SQUARE.astype(np.float32), ridge=RIDGE)
@@ -136,16 +139,24 @@ FEATURES = jnp.asarray(np.random.default_rng(2).normal(size=(N, 9)) / 3)
 POINT = (FEATURES, jnp.asarray(0.1), jnp.asarray(B))
 
 
+@few("x0", [False, True])
+@few("rank", [0, 6])
+def test_derivatives_by_everything_are_those_of_the_dense_solve(rank, x0):
+    found, wanted = (
+        jax.jit(jax.grad(loss, (0, 1, 2)))(*POINT) for loss in (through(rank, x0), dense_loss)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        near(a, b)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("x0", [False, True])
 @pytest.mark.parametrize("rank", [0, 6])
-def test_derivatives_by_everything_are_those_of_the_dense_solve(rank, x0):
-    loss = through(rank, x0)
-    found = jax.jit(jax.grad(loss, (0, 1, 2)))(*POINT)
-    for a, b in zip(found, jax.grad(dense_loss, (0, 1, 2))(*POINT), strict=True):
-        near(a, b)
-    check_grads(loss, POINT, 1, modes=("fwd", "rev"), rtol=1e-6)
+def test_derivatives_are_differences_forward_and_in_reverse(rank, x0):
+    check_grads(through(rank, x0), POINT, 1, modes=("fwd", "rev"), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_second_derivatives_too():
     def hessian(loss):
         return jax.jit(jax.hessian(lambda r, b: loss(FEATURES, r, b), (0, 1)))(*POINT[1:])
@@ -155,6 +166,7 @@ def test_second_derivatives_too():
         near(a, b, 1e-7)
 
 
+@pytest.mark.thorough
 def test_derivatives_do_not_depend_on_the_number_of_steps():
     """Not even on whether the start was the solution, where differentiated steps would give 0."""
     few, many = (jax.grad(through(0, iterations=i), (0, 1, 2))(*POINT) for i in (40, 300))
@@ -169,6 +181,7 @@ def test_derivatives_do_not_depend_on_the_number_of_steps():
     near(jax.grad(from_the_solution)(jnp.asarray(B)), wanted)
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow_with_the_steps():
     used = []
     for steps in (10, 1000):
@@ -178,6 +191,7 @@ def test_memory_does_not_grow_with_the_steps():
     assert used[1] - used[0] < 990 * 3 * 8 * 6
 
 
+@pytest.mark.thorough
 def test_no_derivative_goes_through_residuals_the_preconditioner_or_the_start():
     def last(ridge):
         C = as_operator(SQUARE) + ridge
@@ -208,6 +222,7 @@ def test_by_b_alone_products_need_no_derivatives():
     near(found(jnp.asarray(B)), 2 * np.linalg.solve(DENSE, x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep", ["nothing", "residuals", "features"])
 def test_derivatives_by_the_parameters_of_a_network(keep):
     b = jnp.asarray(np.random.default_rng(3).normal(size=21))
@@ -234,6 +249,7 @@ def test_derivatives_by_the_parameters_of_a_network(keep):
 # --- in other programs ---------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 6])
 def test_many_systems_are_solved_as_one_by_one(rank):
     squares = jnp.stack([jnp.asarray(kernel(seed)) for seed in range(3)])
@@ -252,6 +268,7 @@ def test_many_systems_are_solved_as_one_by_one(rank):
     near(shared, np.linalg.solve(DENSE, B).T, 1e-9)
 
 
+@pytest.mark.thorough
 def test_a_scan_of_solves_each_from_the_one_before():
     ridges = jnp.asarray(np.geomspace(1, RIDGE, 8))
 
@@ -268,6 +285,7 @@ def test_a_scan_of_solves_each_from_the_one_before():
     np.testing.assert_allclose(residuals[-1], true, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_preconditioner_in_a_program_is_the_one_outside():
     run = jax.jit(lambda key, A: nystrom(key, A, rank=7))
     inside, outside = run(jax.random.key(3), A), nystrom(jax.random.key(3), A, rank=7)
@@ -279,6 +297,7 @@ def test_a_preconditioner_in_a_program_is_the_one_outside():
     assert run(jax.random.key(3), low_rank).values.shape == (7,)
 
 
+@pytest.mark.thorough
 def test_rows_that_are_not_positive_are_seen_in_the_residuals():
     def run(square):
         C = as_operator(square) + 2.0

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_operators import PARAMS, X1, X2, model
+from thoroughness import few
 
 from lazyjax import kernel_alignment, matrix, ntk, ntk_operator, relative_kernel_change
 from lazyjax.operators import (
@@ -52,7 +53,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@few("name", sorted(ROWS, key=lambda name: name != "alignment"))
 def test_the_numbers_are_those_of_arrays_within_the_errors(name):
     """One program for 200 keys: the errors hold the truth, and biases are of their square."""
     estimate, true = ROWS[name]
@@ -69,6 +70,7 @@ def test_the_numbers_are_those_of_arrays_within_the_errors(name):
     assert abs(values.mean() - true) < 4 * spread / 200**0.5 + 2 * spread**2 / true
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ROWS)
 def test_errors_fall_as_the_root_of_the_probes(name):
     estimate, true = ROWS[name]
@@ -106,7 +108,7 @@ def test_the_error_is_that_of_the_jackknife():
     assert float(found.error) == pytest.approx(error, rel=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@few("dtype", [np.float32, np.float64])
 def test_signs_are_exact_for_diagonal_kernels(dtype):
     """(A v)_i^2 = a_i^2, whatever the sign."""
     rng = np.random.default_rng(0)
@@ -128,6 +130,7 @@ def test_signs_are_exact_for_diagonal_kernels(dtype):
         assert found.error < 40 * eps * wanted
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_an_operator_is_aligned_with_itself_exactly(dtype):
     C, D = (as_operator(POWER.astype(dtype)) for _ in range(2))
@@ -137,6 +140,7 @@ def test_an_operator_is_aligned_with_itself_exactly(dtype):
             assert tuple(map(float, through(relative_change)(start(), *pair))) == (0.0, 0.0)
 
 
+@pytest.mark.thorough
 def test_an_alignment_close_to_one_keeps_its_digits():
     """1 - cos = 5e-13 in float32, for what differs by 1e-6 of itself."""
     rng = np.random.default_rng(0)
@@ -157,6 +161,7 @@ def test_multiples_are_aligned_and_negatives_opposed():
     assert found.error < 1e-12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**122])
 def test_nothing_depends_on_the_scale_in_float32(scale):
     C, D = (as_operator(a.astype(np.float32)) for a in (FLAT, POWER))
@@ -172,6 +177,7 @@ def test_nothing_depends_on_the_scale_in_float32(scale):
             assert float(found) / factor == pytest.approx(float(wanted), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_too_small_a_depth_makes_the_effective_rank_too_large():
     found = [float(effective_rank(start(), B, depth=depth).value) for depth in (1, 2, 4, 8, 16, N)]
     assert np.all(np.diff(found) < 1e-9)
@@ -179,6 +185,7 @@ def test_too_small_a_depth_makes_the_effective_rank_too_large():
     assert found[0] == pytest.approx(N, rel=0.5)
 
 
+@pytest.mark.thorough
 def test_operators_of_networks_have_the_numbers_of_their_kernels():
     moved = jax.tree.map(lambda a: 1.1 * a, PARAMS)
     K, K0 = (ntk(model, w, X1) for w in (moved, PARAMS))
@@ -194,6 +201,7 @@ def test_operators_of_networks_have_the_numbers_of_their_kernels():
         assert found.error < 0.1 * wanted
 
 
+@pytest.mark.thorough
 def test_kernels_of_two_batches_have_them_too():
     K, C = ntk(model, PARAMS, X1, X2), ntk_operator(model, PARAMS, X1, X2)
     found = frobenius_norm(jax.random.key(0), C, probes=500)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from thoroughness import few
 
 from lazyjax.operators import solves
 from lazyjax.operators.algebra import as_operator, operator
@@ -44,7 +45,7 @@ OPERATORS = {"array": as_operator, "without rows": without_rows, "callback": on_
 
 
 @pytest.mark.parametrize("made", OPERATORS)
-@pytest.mark.parametrize("rank", [0, 20])
+@few("rank", [0, 20])
 def test_a_solution_is_that_of_the_dense_system(made, rank):
     A = OPERATORS[made](DECAYING) + RIDGE
     P = nystrom(jax.random.key(0), A, rank=rank) if rank else None
@@ -69,6 +70,7 @@ def test_as_many_steps_as_there_are_distinct_eigenvalues():
     assert found.iterations == 5
 
 
+@pytest.mark.thorough
 def test_the_error_falls_in_the_norm_of_the_operator():
     A = as_operator(kernel(np.geomspace(1e-3, 1, N)))
     exact = np.linalg.solve(np.asarray(A @ jnp.eye(N)), B[:, 0])
@@ -82,6 +84,7 @@ def test_the_error_falls_in_the_norm_of_the_operator():
     assert np.all(np.diff(errors) < 0)
 
 
+@pytest.mark.thorough
 def test_several_right_hand_sides_are_solved_as_one_by_one():
     A = as_operator(DECAYING, ridge=1e-1)
     b = B.copy()
@@ -117,6 +120,7 @@ def test_no_product_is_made_once_all_columns_are_done():
     assert set(seen) == {B.shape}
 
 
+@pytest.mark.thorough
 def test_random_rows_make_an_ill_conditioned_kernel_converge():
     values = 1 / np.arange(1, 121) ** 4.0
     A = as_operator(kernel(values), ridge=1e-7)
@@ -129,6 +133,7 @@ def test_random_rows_make_an_ill_conditioned_kernel_converge():
     assert steps[0] > 3 * steps[2]
 
 
+@pytest.mark.thorough
 def test_nothing_depends_on_the_scale_of_the_kernel():
     found = []
     for scale in (2.0**-500, 1.0, 2.0**500):
@@ -139,6 +144,7 @@ def test_nothing_depends_on_the_scale_of_the_kernel():
         np.testing.assert_allclose(scale * found[-1].x, 2.0**-500 * found[0].x, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 15])
 @pytest.mark.parametrize(
     ("scale", "sizes"),
@@ -187,6 +193,7 @@ def test_half_precision_is_solved_in_float32():
     np.testing.assert_allclose(found.x, exact, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_rows_of_a_kernel_of_zeros_are_a_preconditioner():
     A = as_operator(np.zeros((N, N), np.float32), ridge=2.0)
     P = nystrom(jax.random.key(0), A, rank=5)
@@ -194,6 +201,7 @@ def test_rows_of_a_kernel_of_zeros_are_a_preconditioner():
     assert solve(A, B.astype(np.float32), preconditioner=P).iterations <= 1
 
 
+@pytest.mark.thorough
 def test_rows_that_rounding_made_indefinite_precondition_all_the_same():
     eps = np.finfo(np.float64).eps
     values = np.ones(N)
@@ -230,6 +238,7 @@ def test_the_preconditioner_is_what_its_equation_says():
     assert np.linalg.eigvalsh(np.asarray(A @ jnp.eye(N)) - dense)[0] > -1e-12
 
 
+@pytest.mark.thorough
 def test_a_kernel_of_low_rank_is_its_rows():
     features = np.random.default_rng(0).normal(size=(N, 5))
     A = as_operator(features @ features.T, ridge=1e-4)
@@ -244,6 +253,7 @@ def test_any_function_preconditions():
     assert found.iterations == 1
 
 
+@pytest.mark.thorough
 def test_a_second_call_compiles_nothing():
     traces = []
 
@@ -283,6 +293,7 @@ def test_a_tolerance_below_rounding_is_not_claimed():
     assert solution.residuals[-1].max() > 1e-8
 
 
+@pytest.mark.thorough
 def test_in_float64_the_cure_is_not_float64():
     with pytest.raises(NotConverged, match="Rounding in float64 .* ridge, or a looser `tolerance`"):
         solve(as_operator(DECAYING), B, tolerance=1e-15, iterations=10_000)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import ndtr
+from thoroughness import few
 
 from lazyjax.operators.algebra import as_operator, operator
 from lazyjax.operators.krylov import lanczos
@@ -31,11 +32,6 @@ SPECTRA = {
 RIDGE = 1e-6
 
 
-@pytest.fixture(params=SPECTRA)
-def values(request):
-    return SPECTRA[request.param]
-
-
 def on_the_host(square, seen):
     def host(v):
         seen.append(v.shape)
@@ -48,9 +44,10 @@ def on_the_host(square, seen):
 
 
 @pytest.mark.parametrize("of", ["log", "inverse"])
-@pytest.mark.parametrize("depth", [1, 4, 20, N])
-def test_gauss_and_gauss_radau_bracket_every_probe_at_every_depth(of, depth, values):
-    square = kernel(values)
+@few("depth", [4, N, 1, 20])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_gauss_and_gauss_radau_bracket_every_probe_at_every_depth(of, depth, name):
+    square = kernel(SPECTRA[name])
     probes = np.random.default_rng(1).normal(size=(5, N))
     A = as_operator(square, ridge=RIDGE)
     exact_values, vectors = np.linalg.eigh(square)
@@ -69,15 +66,18 @@ def test_gauss_and_gauss_radau_bracket_every_probe_at_every_depth(of, depth, val
         np.testing.assert_allclose(found.high, exact, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_gauss_is_above_the_logarithm_and_below_the_inverse():
     """At depth 1, where Gauss is f at the Rayleigh quotient (Jensen)."""
-    A = as_operator(kernel(SPECTRA["flat"]))
-    probes = jax.random.normal(jax.random.key(0), (3, N))
-    mass = jnp.sum(probes**2, axis=1)
-    mean = jnp.sum(probes * (A @ probes.T).T, axis=1) / mass
-    log = quadratures(A, probes, jnp.asarray(1.0), of="log", depth=1)
-    inverse = quadratures(A, probes, jnp.asarray(1.0), of="inverse", depth=1)
-    np.testing.assert_allclose(log.high, mass * jnp.log(mean), rtol=1e-12)
+    square = kernel(SPECTRA["flat"])
+    probes = np.random.default_rng(1).normal(size=(5, N))
+    mass = np.sum(probes**2, axis=1)
+    mean = np.sum(probes * (square @ probes.T).T, axis=1) / mass
+    log, inverse = (
+        quadratures(as_operator(square), jnp.asarray(probes), jnp.asarray(1.0), of=of, depth=1)
+        for of in ("log", "inverse")
+    )
+    np.testing.assert_allclose(log.high, mass * np.log(mean), rtol=1e-12)
     np.testing.assert_allclose(inverse.low, mass / mean, rtol=1e-12)
 
 
@@ -93,7 +93,7 @@ ESTIMATES = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATES)
+@few("name", sorted(ESTIMATES, key=lambda name: name != "trace"))
 def test_the_standard_errors_hold_the_truth_as_often_as_they_say(name):
     estimate, exact = ESTIMATES[name]
     # where one eigenvalue is nearly all of the trace, the error is as skewed as its chi^2
@@ -110,6 +110,7 @@ def test_the_standard_errors_hold_the_truth_as_often_as_they_say(name):
     assert abs(np.mean(scores)) < 0.6
 
 
+@pytest.mark.thorough
 def test_a_rank_makes_the_error_and_the_depth_smaller():
     A = as_operator(kernel(SPECTRA["decaying"]), ridge=1e-2)
     for estimate in (logdet, trace):
@@ -118,6 +119,7 @@ def test_a_rank_makes_the_error_and_the_depth_smaller():
         assert ranked.depth <= plain.depth
 
 
+@pytest.mark.thorough
 def test_a_log_determinant_is_free_of_the_scale_of_the_kernel():
     found = []
     for scale in (1e-100, 1.0, 1e100):
@@ -139,6 +141,7 @@ def test_a_log_determinant_without_a_ridge_takes_a_bound():
         logdet(jax.random.key(0), A, lower=1.5)
 
 
+@pytest.mark.thorough
 def test_a_multiple_of_the_identity_is_exact():
     A = as_operator(2 * np.eye(N), ridge=1.0)
     keys = iter(jax.random.split(jax.random.key(0), 5))
@@ -151,6 +154,7 @@ def test_a_multiple_of_the_identity_is_exact():
     assert float(logdet(next(keys), nothing).value) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.thorough
 def test_a_bracket_that_stays_wide_is_said():
     A = as_operator(kernel(SPECTRA["decaying"]), ridge=1e-8)
     with pytest.warns(RuntimeWarning, match="after 2 steps of Lanczos the bracket"):
@@ -160,6 +164,7 @@ def test_a_bracket_that_stays_wide_is_said():
     assert found.lower - 3 * found.error < true < found.upper + 3 * found.error
 
 
+@pytest.mark.thorough
 def test_all_probes_go_through_the_operator_as_one_block():
     seen = []
     A = on_the_host(kernel(SPECTRA["flat"]), seen) + 1.0
@@ -168,26 +173,31 @@ def test_all_probes_go_through_the_operator_as_one_block():
     assert len(seen) == found.depth == 16
 
 
-def test_the_top_eigenpairs_are_those_of_the_matrix():
+@few("make", [as_operator, lambda square: on_the_host(square, []) + RIDGE])
+def test_the_top_eigenpairs_are_those_of_the_matrix(make):
     square = kernel(SPECTRA["decaying"])
-    for A, shift in ((as_operator(square), 0), (on_the_host(square, []) + RIDGE, RIDGE)):
-        found = top_eigenpairs(jax.random.key(0), A, 12)
-        exact, vectors = np.linalg.eigh(square)
-        np.testing.assert_allclose(found.values, exact[::-1][:12] + shift, rtol=1e-9)
-        assert found.vectors.shape == (N, 12)
-        np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(12), atol=1e-10)
-        overlap = np.abs(np.sum(found.vectors * vectors[:, ::-1][:, :12], axis=0))
-        np.testing.assert_allclose(overlap, 1, atol=1e-10)
-        residual = (square + shift * np.eye(N)) @ found.vectors - found.values[None] * found.vectors
-        np.testing.assert_allclose(found.residuals, np.linalg.norm(residual, axis=0), atol=1e-14)
-        assert found.residuals.max() < 4e-11
+    A = make(square)
+    shift = float(A.shift)
+    found = top_eigenpairs(jax.random.key(0), A, 12)
+    values, vectors = map(np.asarray, (found.values, found.vectors))
+    exact, exact_vectors = np.linalg.eigh(square)
+    np.testing.assert_allclose(values, exact[::-1][:12] + shift, rtol=1e-9)
+    assert vectors.shape == (N, 12)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(12), atol=1e-10)
+    overlap = np.abs(np.sum(vectors * exact_vectors[:, ::-1][:, :12], axis=0))
+    np.testing.assert_allclose(overlap, 1, atol=1e-10)
+    residual = (square + shift * np.eye(N)) @ vectors - values * vectors
+    np.testing.assert_allclose(found.residuals, np.linalg.norm(residual, axis=0), atol=1e-14)
+    assert found.residuals.max() < 4e-11
 
 
+@pytest.mark.thorough
 def test_all_eigenpairs_can_be_asked_for():
     found = top_eigenpairs(jax.random.key(0), as_operator(kernel(SPECTRA["flat"])), N)
     np.testing.assert_allclose(found.values, SPECTRA["flat"][::-1], rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_the_distinct_eigenvalues_are_found_where_there_are_few():
     A = as_operator(kernel(SPECTRA["low rank"]), ridge=0.5)
     found = top_eigenpairs(jax.random.key(0), A, 8)
@@ -195,12 +205,17 @@ def test_the_distinct_eigenvalues_are_found_where_there_are_few():
     np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(8), atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_eigenpairs_that_were_not_found_are_no_result():
     A = as_operator(kernel(SPECTRA["flat"]))
     with pytest.raises(NotConverged, match="`tolerance` must be met in 10 steps") as caught:
         top_eigenpairs(jax.random.key(0), A, 3, depth=10)
     assert caught.value.solution.values.shape == (3,)
-    # an array whose products are not its own: what is returned is checked by itself
+
+
+@pytest.mark.thorough
+def test_eigenpairs_of_an_operator_whose_products_are_not_its_own_are_no_result():
+    """What is returned is checked by itself."""
     drifting = on_the_host(kernel(SPECTRA["flat"]), [])
     noise = np.random.default_rng(3).normal(size=(N, N))
     rough = operator(
@@ -226,6 +241,7 @@ REPEATED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", REPEATED)
 def test_repeated_eigenvalues_count_as_often_as_they_are_there(name, dtype):
@@ -243,6 +259,7 @@ def test_repeated_eigenvalues_count_as_often_as_they_are_there(name, dtype):
         assert found.residuals.max() <= tolerance * wanted[0]
 
 
+@pytest.mark.thorough
 def test_copies_are_found_where_no_krylov_space_ends():
     """Nor is there time for rounding to bring them in, as it does in longer runs."""
     values = np.repeat(np.concatenate([[1.5, 1.4, 1.3, 1.2, 1.1], np.linspace(0, 1, 100)]), 2)
@@ -252,6 +269,7 @@ def test_copies_are_found_where_no_krylov_space_ends():
         np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(4), atol=1e-13)
 
 
+@pytest.mark.thorough
 def test_one_run_more_tells_that_nothing_is_repeated_and_none_for_the_largest_alone():
     seen = []
     A = on_the_host(kernel(SPECTRA["power law"]), seen)
@@ -263,6 +281,7 @@ def test_one_run_more_tells_that_nothing_is_repeated_and_none_for_the_largest_al
     assert seen.count((N, 4)) == 1
 
 
+@pytest.mark.thorough
 def test_a_space_that_ends_goes_on_with_what_is_orthogonal():
     values = np.repeat([3.0, 1.0, 0.5], N // 3)
     A = as_operator(kernel(values))
@@ -278,6 +297,7 @@ def test_a_space_that_ends_goes_on_with_what_is_orthogonal():
         np.testing.assert_allclose(matrix, exact, atol=1e-13)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_nothing_depends_on_the_scale_of_the_kernel_in_float32(scale):
     """Squares of such numbers are beyond the range of float32."""
@@ -315,12 +335,14 @@ def test_nothing_depends_on_the_scale_of_the_kernel_in_float32(scale):
     near(np.float64(b.error) * scale, a.error, 1e-2)
 
 
+@pytest.mark.thorough
 def test_the_trace_of_nothing_is_zero():
     for rank in (0, 5):
         found = trace(jax.random.key(0), as_operator(np.zeros((N, N), np.float32)), rank=rank)
         assert found.value == found.error == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_kernels_of_half_precision_are_taken_in_float32(dtype):
     square = jnp.asarray(kernel(SPECTRA["flat"]), dtype)
@@ -352,6 +374,7 @@ def test_the_moments_of_the_density_are_those_of_the_spectrum():
     np.testing.assert_allclose(found.mean(jnp.ones_like), (1, 0), atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_the_density_is_smooth_and_of_mass_one_and_the_cumulative_counts():
     exact = SPECTRA["decaying"] + 1e-3
     A = as_operator(kernel(SPECTRA["decaying"]), ridge=1e-3)
@@ -373,6 +396,7 @@ def test_the_density_is_smooth_and_of_mass_one_and_the_cumulative_counts():
     assert np.trapezoid(value[:201], np.log(x[:201])) == pytest.approx(total, abs=0.05)
 
 
+@pytest.mark.thorough
 def test_a_density_of_a_travelling_operator():
     A = as_operator(kernel(SPECTRA["flat"]))
     run = jax.jit(lambda key, A: spectral_density(key, A, probes=3, depth=5))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from test_dynamics import singular
-from test_operators import PARAMS, X1, X2, model, normal
+from test_operators import PARAMS, X1, X2, dense, gram, jacobian, model, normal
 
 from lazyjax import gradient_descent, gradient_flow, linearize, matrix, ntk, train
 from lazyjax.operators import NotConverged, as_operator, ntk_operator, nystrom
@@ -24,9 +24,9 @@ TIMES = np.array([0.0, 1.0, 7.0, 200.0, np.inf])
 
 @lru_cache
 def setting():
-    kernel = ntk(model, PARAMS, X1)
-    largest = np.linalg.eigvalsh(matrix(kernel))[-1] + RIDGE
-    return kernel, ntk_operator(model, PARAMS, X1, ridge=RIDGE), 0.9 * Y.size / largest
+    kernel = gram(jacobian()[:7], jacobian()[:7])
+    largest = np.linalg.eigvalsh(dense("none", True))[-1] + RIDGE
+    return kernel, as_operator(kernel, ridge=RIDGE), 0.9 * Y.size / largest
 
 
 def near(found, wanted, tolerance=1e-7):
@@ -34,28 +34,30 @@ def near(found, wanted, tolerance=1e-7):
     np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
 
 
+@pytest.mark.thorough
 def test_descent_by_products_is_the_closed_form():
     momentum = 0.7
     kernel, A, learning_rate = setting()
     f0 = model(PARAMS, X1)
     found = kernel_regression(A, Y, f0, t=TIMES, learning_rate=learning_rate, momentum=momentum)
-    dense = gradient_descent(
+    wanted = gradient_descent(
         kernel, Y, f0, learning_rate=learning_rate, momentum=momentum, ridge=RIDGE
     )
-    near(found.coefficients, dense.coefficients(TIMES))
-    near(found.fit, dense.train(TIMES) - f0[None])
+    near(found.coefficients, wanted.coefficients(TIMES))
+    near(found.fit, wanted.train(TIMES) - f0[None])
     assert found.error < 2e-8
 
 
 def test_the_flow_by_products_is_the_closed_form_and_its_end_the_ridge_regression():
     kernel, A, _ = setting()
-    f0 = model(PARAMS, X1)
+    f0 = jax.jit(model)(PARAMS, X1)
     found = kernel_regression(A, Y, f0, t=TIMES[:, None])
     near(found.coefficients, gradient_flow(kernel, Y, f0, ridge=RIDGE).coefficients(TIMES[:, None]))
-    solved = np.linalg.solve(matrix(kernel) + RIDGE * np.eye(21), (Y - f0).reshape(-1))
+    solved = np.linalg.solve(dense("none", True) + RIDGE * np.eye(21), (Y - f0).reshape(-1))
     near(kernel_regression(A, Y, f0).coefficients, solved.reshape(7, 3))
 
 
+@pytest.mark.thorough
 def test_a_kernel_that_outputs_share_is_a_column_an_output():
     kernel, f0 = ntk(model, PARAMS, X1, reduce="trace"), model(PARAMS, X1)
     A = ntk_operator(model, PARAMS, X1, reduce="trace", ridge=RIDGE)
@@ -63,6 +65,7 @@ def test_a_kernel_that_outputs_share_is_a_column_an_output():
     near(found.fit, gradient_flow(kernel, Y, f0, ridge=RIDGE).train(TIMES) - f0[None])
 
 
+@pytest.mark.thorough
 def test_training_in_parameter_space_agrees():
     """By Optax, and by products: outputs on new points, and the parameters themselves."""
     _, _, learning_rate = setting()
@@ -79,6 +82,7 @@ def test_training_in_parameter_space_agrees():
     near(by_kernel, f_lin(params, X2), 1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 @pytest.mark.parametrize("ridge", [0.0, 1e-9, 1e-7, 1e-5])
 def test_a_ridge_below_the_rounding_of_the_kernel_is_no_ridge(ridge, scale):
@@ -97,20 +101,22 @@ def test_a_ridge_below_the_rounding_of_the_kernel_is_no_ridge(ridge, scale):
     sizes = np.array([1, size, 1])
     near(np.float64(found.fit) / sizes, np.float64(run.train(t)) / sizes, 1e-5)
     outputs = np.float64(cross) @ np.float64(found.coefficients)
-    dense = np.float64(run.test(t, cross, np.zeros((2, 3), np.float32)))
-    near(outputs / sizes, dense / sizes, 3e-5)
+    wanted = np.float64(run.test(t, cross, np.zeros((2, 3), np.float32)))
+    near(outputs / sizes, wanted / sizes, 3e-5)
     assert np.all(outputs[..., 2] == 0)
     np.testing.assert_allclose(outputs[-1][:, :1], least, atol=3e-5)
     end = np.float64(run.coefficients(np.inf)) * scale / sizes
     near(np.float64(found.coefficients[-1]) * scale / sizes, end, 1e-4)
 
 
+@pytest.mark.thorough
 def test_a_ridge_above_the_rounding_is_the_linear_system():
     kernel, _, y, _ = singular()
     found = kernel_regression(as_operator(kernel, ridge=1e-2), y, 0 * y, tolerance=1e-5)
     near(found.coefficients, np.linalg.solve(kernel + 1e-2 * np.eye(8), y), 1e-4)
 
 
+@pytest.mark.thorough
 def test_half_precision_is_trained_in_float32():
     (
         kernel,
@@ -131,6 +137,7 @@ def test_half_precision_is_trained_in_float32():
         near(found.fit, np.asarray(wide.fit), 1e-5)
 
 
+@pytest.mark.thorough
 def test_nothing_to_learn_is_nothing_learnt():
     for ridge in (0.0, 0.5):
         A = as_operator(matrix(setting()[0]), ridge=ridge)
@@ -164,6 +171,7 @@ def test_parameters_in_blocks_are_for_examples_that_are_alone():
         tangent_parameters(lambda w, x: (alone(w, x), alone(w, x)), w, x, c)
 
 
+@pytest.mark.thorough
 def test_a_preconditioner_serves_the_end_of_training():
     _, A, _ = setting()
     f0 = model(PARAMS, X1)
@@ -173,6 +181,7 @@ def test_a_preconditioner_serves_the_end_of_training():
     assert helped.products < alone.products
 
 
+@pytest.mark.thorough
 def test_what_does_not_converge_fails_and_keeps_what_there_is():
     rough = jnp.diag(jnp.logspace(-8, 0, 400))
     A = as_operator(rough, ridge=1e-9)

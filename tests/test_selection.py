@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from kernel_reference import jacobians
 from test_operators import PARAMS, model
 from test_operators import examples as inputs
+from thoroughness import few
 
 from lazyjax import as_operator, ntk, ntk_operator
 from lazyjax.equations import equations
@@ -58,9 +59,7 @@ def agrees(found, wanted, rtol=1e-10):
     np.testing.assert_allclose(found.scores, scores, rtol=rtol)
 
 
-@pytest.mark.parametrize(
-    ("given", "ridge"), [((), 0.0), ((), 10.0), ((7, 0, 3), 0.0), ((3,), 10.0)]
-)
+@few("given, ridge", [((3,), 10.0), ((), 0.0), ((), 10.0), ((7, 0, 3), 0.0)])
 def test_pivoted_cholesky_takes_the_largest_of_the_schur_complements(given, ridge):
     wanted = schur(Z @ Z.T, 5, given, ridge)
     agrees(select(5, kernel=Z @ Z.T, given=given, ridge=ridge), wanted)
@@ -68,7 +67,7 @@ def test_pivoted_cholesky_takes_the_largest_of_the_schur_complements(given, ridg
     assert set(wanted[0]).isdisjoint(given)
 
 
-@pytest.mark.parametrize("given", [(), (3,), (7, 0, 3)])
+@few("given", [(7, 0, 3), (), (3,)])
 def test_max_distance_takes_the_farthest_from_the_nearest(given):
     wanted = farthest(Z, 6, given)
     agrees(select(6, kernel=Z @ Z.T, given=given, method="max_distance"), wanted)
@@ -81,6 +80,7 @@ def test_the_references_differ_so_that_no_method_passes_for_the_other():
     assert schur(Z @ Z.T, 5)[0] != schur(Z @ Z.T, 5, ridge=10.0)[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_kernel_operator_and_features_of_a_network_choose_alike(method):
     """With K = 3 outputs: the trace kernel, as `ntk` has it."""
@@ -106,8 +106,8 @@ def test_kernel_operator_and_features_of_a_network_choose_alike(method):
         agrees(found, wanted, rtol=1e-8)
 
 
-@pytest.mark.parametrize("rows", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@few("rows", [False, True])
+@few("method", METHODS)
 def test_the_scale_and_the_shift_of_an_operator_count(method, rows):
     base = as_operator(Z @ Z.T)
     if not rows:
@@ -119,7 +119,7 @@ def test_the_scale_and_the_shift_of_an_operator_count(method, rows):
         agrees(select(5, kernel=3 * base, ridge=2.0), found)
 
 
-@pytest.mark.parametrize(("given", "ridge"), [((), 0.0), ((), 0.7), ((1, 8), 0.7)])
+@few("given, ridge", [((1, 8), 0.7), ((), 0.0), ((), 0.7)])
 def test_the_product_of_the_variances_is_the_determinant(given, ridge):
     kernel = np.asarray(Z @ Z.T) + ridge * np.eye(N)
     found = select(5, features=Z, given=given, ridge=ridge)
@@ -129,7 +129,7 @@ def test_the_product_of_the_variances_is_the_determinant(given, ridge):
     assert float(jnp.prod(found.scores)) == pytest.approx(both / known, rel=1e-10)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@few("seed", range(8))
 def test_max_distance_covers_within_twice_the_least_radius(seed):
     """Gonzalez 1985, against all sets of as many centres; clusters of unlike sizes and numbers."""
     random = np.random.default_rng(seed)
@@ -146,7 +146,7 @@ def test_max_distance_covers_within_twice_the_least_radius(seed):
     assert found.scores[4] == pytest.approx(radius(found.indices[:4].tolist()) ** 2)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@few("method", reversed(METHODS))
 def test_ties_go_to_the_lowest_number(method):
     assert select(3, kernel=jnp.eye(6), method=method).indices.tolist() == [0, 1, 2]
     assert select(3, features=jnp.eye(6), method=method, given=[1]).indices.tolist() == [0, 2, 3]
@@ -155,8 +155,8 @@ def test_ties_go_to_the_lowest_number(method):
     agrees(found, select(5, features=Z, method=method))
 
 
-@pytest.mark.parametrize("which", ["kernel", "features"])
-@pytest.mark.parametrize("method", METHODS)
+@few("which", ["kernel", "features"])
+@few("method", reversed(METHODS))
 def test_what_is_exhausted_is_said_and_shown_and_nothing_comes_twice(method, which):
     """Four different examples, each three times over but for the last digit."""
     random = np.random.default_rng(1)
@@ -180,6 +180,7 @@ def test_what_is_exhausted_is_said_and_shown_and_nothing_comes_twice(method, whi
     assert under_jit.indices.tolist() == first + rest[:5]
 
 
+@pytest.mark.thorough
 def test_the_rank_of_a_kernel_in_single_precision_is_seen():
     """A factor of many columns, whose sums have the rounding of the dtype."""
     random = np.random.default_rng(2)
@@ -192,6 +193,7 @@ def test_the_rank_of_a_kernel_in_single_precision_is_seen():
             assert np.all(select(rank, **options).scores > 0)
 
 
+@pytest.mark.thorough
 def test_the_rank_of_half_precision_is_seen():
     """A kernel has lost what its entries have, features only the square of that."""
     z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.35, -0.7], [-0.9, 0.3]])
@@ -208,7 +210,7 @@ def test_noise_is_never_exhausted():
     np.testing.assert_allclose(found.scores, [0.5 + 2 / (1 + 4 * k) for k in range(6)])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@few("method", reversed(METHODS))
 def test_it_runs_under_jit_and_vmap(method):
     kernels = jnp.stack([Z @ Z.T, (Z @ Z.T)[::-1, ::-1]])
     choose = partial(select, 4, method=method)
@@ -224,6 +226,7 @@ def test_it_runs_under_jit_and_vmap(method):
         agrees(through(as_operator(kernels[i]), given[i]), wanted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_it_runs_in_sharded_programs(method):
     """What differs from device to device, and explicit axes, have types even on one device."""
@@ -241,6 +244,7 @@ def test_it_runs_in_sharded_programs(method):
     agrees(jax.jit(lambda z: choose(features=z))(there), wanted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_one_that_is_given_twice_under_jit_counts_once(method):
     choose = jax.jit(lambda given: select(4, features=Z, method=method, given=given))
@@ -262,6 +266,7 @@ def test_no_square_matrix_is_formed_of_features_or_operators(method):
         assert max(a.size for a in every) < n * n, list(options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_is_chosen_by_in_single_precision(method):
     z = Z.astype(jnp.bfloat16)
@@ -273,7 +278,7 @@ def test_half_precision_is_chosen_by_in_single_precision(method):
     assert select(2, kernel=kernel, method=method).scores.dtype == np.float32
 
 
-@pytest.mark.parametrize("method", METHODS)
+@few("method", METHODS)
 def test_features_of_any_scale_choose_alike(method):
     wanted = select(4, features=Z, method=method)
     for scale in (2.0**-600, 2.0**600):  # squares are beyond the range
@@ -283,6 +288,7 @@ def test_features_of_any_scale_choose_alike(method):
     np.testing.assert_allclose(found.scores * 2.0**200, wanted.scores, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_small_distances_of_features_do_not_cancel():
     z = 1e4 + jnp.array([[0.0], [1e-5], [3e-5]])
     found = select(2, features=z, given=[0], method="max_distance")

@@ -15,6 +15,7 @@ def products(z1, z2):
     return np.einsum("nkd,mld->nmkl", z1, z2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("factored", [False, True])
 def test_inner_products_are_the_kernel_in_expectation(factored, monkeypatch):
     """The mean over seeds nears the kernel as 1 / sqrt(seeds): it has no bias."""
@@ -47,6 +48,7 @@ def test_inner_products_are_the_kernel_in_expectation(factored, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.thorough
 def test_the_error_falls_as_the_root_of_the_dimension_and_is_what_is_measured():
     x = jax.tree.map(lambda a, b: jnp.concatenate([a, b] * 4), X1, X2)
     kernel = np.asarray(ntk(model, PARAMS, x))
@@ -64,6 +66,7 @@ def test_the_error_falls_as_the_root_of_the_dimension_and_is_what_is_measured():
     assert 1.5 < errors[8] / errors[32] < 2.7  # 2
 
 
+@pytest.mark.thorough
 def test_blocks_of_the_batch_are_sketched_alike(monkeypatch):
     """One hash for all of them, and rounding is all that the blocks change."""
     wanted = sketch(jax.random.key(0), model, PARAMS, X1, dimension=64).features
@@ -75,6 +78,7 @@ def test_blocks_of_the_batch_are_sketched_alike(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.thorough
 def test_one_key_gives_one_space():
     key = jax.random.key(3)
     z1 = sketch(key, model, PARAMS, X1, dimension=1024).features

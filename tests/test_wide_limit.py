@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from thoroughness import few
 
 from experiments.wide_limit import (
     NETWORKS,
@@ -33,6 +34,7 @@ def results():
     return run(Config(**SMALL))
 
 
+@pytest.mark.thorough
 def test_the_limit_on_the_circle_knows_the_angle_alone():
     x = circle(Config(n=12)).x
     kernel = limit(NETWORKS["deep"](16, parametrization="ntk"), x)
@@ -42,7 +44,7 @@ def test_the_limit_on_the_circle_knows_the_angle_alone():
     np.testing.assert_allclose(kernel[0, 1:], kernel[0, :0:-1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("parametrization", VARIANCES)
+@few("parametrization", sorted(VARIANCES, key=lambda name: name != "lecun"))
 def test_initial_weights_are_drawn_as_the_module_draws_them(parametrization):
     x = circle(Config(n=4)).x
     module = NETWORKS["shallow"](512, parametrization=parametrization)
@@ -66,6 +68,7 @@ def test_initial_weights_are_drawn_as_the_module_draws_them(parametrization):
             assert max(abs(leaf).max(), abs(w).max()) <= bound
 
 
+@pytest.mark.thorough
 def test_the_mean_kernel_of_gaussian_weights_comes_to_the_limit():
     x = circle(Config(n=6)).x
     module = NETWORKS["shallow"](4096, parametrization="lecun")
@@ -81,6 +84,7 @@ def test_a_slope_is_that_of_a_power():
     assert slope((10, 100, 1000), values) == pytest.approx(-0.5)
 
 
+@pytest.mark.thorough
 def test_the_wider_is_the_nearer_and_the_slope_is_about_a_half(results):
     slopes = results.summary["shallow, ntk"]["slopes"]
     for when in ("before", "after"):
@@ -92,6 +96,7 @@ def test_the_wider_is_the_nearer_and_the_slope_is_about_a_half(results):
     assert slopes["relative kernel change"] < -0.5
 
 
+@pytest.mark.thorough
 def test_training_lowers_the_loss_and_hardly_changes_a_wide_kernel(results):
     rows = results.summary["shallow, ntk"]
     wide = rows["width 1024"]
@@ -99,6 +104,7 @@ def test_training_lowers_the_loss_and_hardly_changes_a_wide_kernel(results):
     assert 0 < wide["relative kernel change"] < rows["width 16"]["relative kernel change"]
 
 
+@pytest.mark.thorough
 def test_figures_have_their_axes_labelled(results):
     figures = plot(results)
     assert set(figures) == {"errors", "circle"}
@@ -113,6 +119,7 @@ def test_figures_have_their_axes_labelled(results):
     assert [ax.get_title() for ax in circles] == ["shallow, ntk", "deep, ntk"]
 
 
+@pytest.mark.thorough
 def test_conclusions_tell_the_numbers(results):
     told = conclude(results)
     assert [sentence.split(":")[0] for sentence in told] == ["shallow, ntk", "deep, ntk"]
