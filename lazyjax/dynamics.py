@@ -32,7 +32,6 @@ _FLOW = "gradient_flow"
 _dot = partial(jnp.matmul, precision="highest")
 
 
-@jax.jit
 def _in_eigenbasis(run: "Dynamics", t: jax.Array) -> jax.Array:
     """Compute the coefficients (*t.shape, M, columns) in the eigenbasis."""
     t = t.astype(run.f0.dtype)[..., None]
@@ -46,6 +45,36 @@ def _in_eigenbasis(run: "Dynamics", t: jax.Array) -> jax.Array:
     gap = run.law.rate * jnp.where(endless, limit, gap)
     residual = jnp.broadcast_to(run.residual, (*shape, run.residual.shape[1]))
     return -gap[..., None] * residual
+
+
+def _seen(run: "Dynamics", t: jax.Array) -> jax.Array:
+    """Give what outputs see of the coefficients, nothing where the eigenvalue is 0."""
+    return jnp.where(run.eigenvalues[:, None] == 0, 0, _in_eigenbasis(run, t))
+
+
+def _outputs(run: "Dynamics", values: jax.Array, n: int) -> jax.Array:
+    return values.reshape(*values.shape[:-2], n, *run.f0.shape[1:])
+
+
+@jax.jit
+def _coefficients(run: "Dynamics", t: jax.Array) -> jax.Array:
+    return _outputs(run, _dot(run.eigenvectors, _in_eigenbasis(run, t)), run.f0.shape[0])
+
+
+@jax.jit
+def _train(run: "Dynamics", t: jax.Array) -> jax.Array:
+    moved = _dot(run.eigenvectors * run.eigenvalues[None], _seen(run, t))
+    moved = _outputs(run, moved, run.f0.shape[0])
+    return jnp.broadcast_to(run.f0, moved.shape) + moved
+
+
+@jax.jit
+def _test(
+    run: "Dynamics", t: jax.Array, kernel_test_train: jax.Array, f0_test: jax.Array
+) -> jax.Array:
+    moved = _dot(matrix(kernel_test_train), _dot(run.eigenvectors, _seen(run, t)))
+    moved = _outputs(run, moved, f0_test.shape[0])
+    return jnp.broadcast_to(f0_test, moved.shape) + moved
 
 
 @partial(
@@ -93,22 +122,13 @@ class Dynamics:
     noise: jax.Array
     shared: bool
 
-    def _solve(self, t: Any) -> jax.Array:
-        self._check_time(t)
-        return _in_eigenbasis(self, jnp.asarray(t))
-
-    def _seen(self, t: Any) -> jax.Array:
-        """Give what outputs see of the coefficients, nothing where the eigenvalue is 0."""
-        return jnp.where(self.eigenvalues[:, None] == 0, 0, self._solve(t))
-
-    def _check_time(self, t: Any) -> None:
+    def _times(self, t: Any) -> jax.Array:
         if checks.is_known((t, self.law, self.eigenvalues)):
             t = np.asarray(t)
             self.law.check(t, _FLOW)
-            laws.require_stable(self.law, t, self.eigenvalues[-1] + self.ridge, _FLOW)
-
-    def _out(self, values: jax.Array, n: int) -> jax.Array:
-        return values.reshape(*values.shape[:-2], n, *self.f0.shape[1:])
+            largest = np.asarray(self.eigenvalues)[-1] + np.asarray(self.ridge)
+            laws.require_stable(self.law, t, largest, _FLOW)
+        return jnp.asarray(t)
 
     def coefficients(self, t: Any) -> jax.Array:
         """Compute a(t), with params(t) = params0 + J^T a(t).
@@ -133,7 +153,7 @@ class Dynamics:
         In a direction of eigenvalue 0, with no ridge or one below the kernel's rounding, the
         coefficient grows as t, or as t / (1 - momentum), as in training; at t = infinity it is 0.
         """
-        return self._out(_dot(self.eigenvectors, self._solve(t)), self.f0.shape[0])
+        return _coefficients(self, self._times(t))
 
     def train(self, t: Any) -> jax.Array:
         """Compute the outputs on the training points, f0 + Theta a(t).
@@ -152,9 +172,7 @@ class Dynamics:
         ValueError
             As `coefficients`.
         """
-        moved = _dot(self.eigenvectors * self.eigenvalues[None], self._seen(t))
-        moved = self._out(moved, self.f0.shape[0])
-        return jnp.broadcast_to(self.f0, moved.shape) + moved
+        return _train(self, self._times(t))
 
     def test(self, t: Any, kernel_test_train: jax.Array, f0_test: jax.Array) -> jax.Array:
         """Compute the outputs on test points, f0_test + Theta_test,train a(t).
@@ -195,9 +213,7 @@ class Dynamics:
                 f"`kernel_test_train` must have shape {wanted}, got {kernel_test_train.shape}. "
                 "Use ntk(f, params0, x_test, x_train), reduced as the training kernel."
             )
-        square = matrix(kernel_test_train)
-        moved = self._out(_dot(square, _dot(self.eigenvectors, self._seen(t))), points)
-        return jnp.broadcast_to(f0_test, moved.shape) + moved
+        return _test(self, self._times(t), kernel_test_train, f0_test)
 
 
 def warn_of_rounding(ridge: Any, noise: Any, *, stacklevel: int) -> None:
@@ -210,6 +226,21 @@ def warn_of_rounding(ridge: Any, noise: Any, *, stacklevel: int) -> None:
             UserWarning,
             stacklevel=stacklevel,
         )
+
+
+@jax.jit
+def _asymmetry(square: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute norm(K - K^T) and norm(K)."""
+    return norm(square - square.T), norm(square)
+
+
+@jax.jit
+def _decomposed(square: jax.Array, difference: jax.Array) -> tuple[jax.Array, ...]:
+    """Give eigenvalues, eigenvectors, the difference (M, columns) in these, and the noise."""
+    values, vectors = eigh(square)
+    noise = difference.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    values = jnp.where(jnp.abs(values) < noise, 0, values)
+    return values, vectors, _dot(vectors.T, difference), noise
 
 
 def _make(
@@ -240,22 +271,21 @@ def _make(
     own = law(y.size, kernel.dtype)
     square = matrix(kernel)
     if checks.is_known(square):
-        skew = float(norm(square - square.T))
-        if skew > rounding * float(norm(square)):
+        skew, size = map(float, _asymmetry(square))
+        if skew > rounding * size:
             raise ValueError(
                 f"`kernel` must be symmetric, got norm(K - K^T) = {skew:.1e}. Compute it with "
                 "ntk(f, params0, x), x2=None, in full precision."
             )
-    values, vectors = eigh(square)
-    noise = y.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    difference = (f0 - y).reshape(square.shape[0], -1)
+    values, vectors, residual, noise = _decomposed(square, difference)
     ridge = jnp.asarray(ridge, values.dtype)
-    values = jnp.where(jnp.abs(values) < noise, 0, values)
-    if checks.is_known((values, ridge)) and bool(jnp.any(values == 0)):
+    if checks.is_known((values, ridge)) and bool(np.any(np.asarray(values) == 0)):
         warn_of_rounding(ridge, noise, stacklevel=4)
     return Dynamics(
         eigenvalues=values,
         eigenvectors=vectors,
-        residual=_dot(vectors.T, (f0 - y).reshape(square.shape[0], -1)),
+        residual=residual,
         f0=f0,
         law=own,
         ridge=ridge,

@@ -60,6 +60,11 @@ def eigenvalues(kernel: jax.Array) -> jax.Array:
     -----
     O((N K)^3) time.
     """
+    return _eigenvalues(kernel)
+
+
+@jax.jit
+def _eigenvalues(kernel: jax.Array) -> jax.Array:
     square = _square(widened(kernel))
     scale = scale_of(square)
     return scale * jnp.linalg.eigvalsh(square / scale)
@@ -83,6 +88,11 @@ def numerical_rank(kernel: jax.Array) -> jax.Array:
     ValueError
         If the kernel is not square.
     """
+    return _numerical_rank(kernel)
+
+
+@jax.jit
+def _numerical_rank(kernel: jax.Array) -> jax.Array:
     values = jnp.abs(eigenvalues(kernel))
     rounding = values.size * float(jnp.finfo(jnp.result_type(kernel)).eps)
     return jnp.sum(values > rounding * jnp.max(values))
@@ -111,14 +121,19 @@ def effective_rank(kernel: jax.Array) -> jax.Array:
     ----------
     Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".
     """
-    values = jnp.maximum(eigenvalues(kernel), 0.0)
-    if checks.is_known(values) and not jnp.any(values > 0):
+    values = eigenvalues(kernel)
+    if checks.is_known(values) and not np.any(np.asarray(values) > 0):
         raise ValueError(
             "`kernel` must have a positive eigenvalue, got none. Use the kernel of parameters that "
             "the model depends on."
         )
-    p = values / jnp.sum(values)
-    return jnp.exp(jnp.sum(jax.scipy.special.entr(p)))
+    return _effective_rank(values)
+
+
+@jax.jit
+def _effective_rank(values: jax.Array) -> jax.Array:
+    values = jnp.maximum(values, 0.0)
+    return jnp.exp(jnp.sum(jax.scipy.special.entr(values / jnp.sum(values))))
 
 
 def critical_learning_rate(
