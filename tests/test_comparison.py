@@ -63,6 +63,7 @@ def test_at_the_start_network_and_tangent_model_are_one(trained):
     assert np.all(trained.kernel_change[:, -1] > 0)
 
 
+@pytest.mark.thorough
 def test_a_linear_model_has_no_gap_and_a_kernel_that_stays():
     f, start = networks(Sinusoidal(6), 2)
     optimizer = optax.sgd(0.05, 0.5)
@@ -72,6 +73,7 @@ def test_a_linear_model_has_no_gap_and_a_kernel_that_stays():
     assert compared.closed.gap.max() < 1e-12
 
 
+@pytest.mark.thorough
 def test_the_gap_falls_with_alpha():
     f, params = from_linen(shallow_mlp(10, activation="tanh"), jax.random.key(1), DATA.x)
     compared = compare(f, params, DATA, optax.sgd(0.05), steps=200, test=GRID, alpha=(10.0, 1000.0))
@@ -84,6 +86,7 @@ def test_the_gap_falls_with_alpha():
     np.testing.assert_allclose(compared.kernels[0, 0], compared.kernels[1, 0], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_an_anchor_elsewhere_expands_there():
     f, start = networks(shallow_mlp(10), 2)
     _, anchor = networks(shallow_mlp(10), 2, seed=3)

@@ -73,6 +73,7 @@ def results():
     return run(Config(**QUICK))
 
 
+@pytest.mark.thorough
 def test_natural_gradients_find_the_ground_state_of_a_small_chain(results):
     for network in NETWORKS:
         for method in METHODS:
@@ -85,6 +86,7 @@ def test_natural_gradients_find_the_ground_state_of_a_small_chain(results):
         assert final["gradient descent"] > 5 * final["minSR"]
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_tell_the_methods(results):
     assert set(plot(results)) == {"energies"}
     told = " ".join(conclude(results))

@@ -150,6 +150,7 @@ def test_training_is_gradient_descent_with_weights_taken_anew(small, weighted):
     np.testing.assert_allclose(records["lambdas"][-1], kernel_weights(problem, params), rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_quick_run_has_the_weights_of_its_kernels(results):
     config = results.config
     problem = make_problem(config, frequency=4.0, width=config.width)
@@ -167,12 +168,14 @@ def test_the_quick_run_has_the_weights_of_its_kernels(results):
     np.testing.assert_allclose(problem.grid[:, 0], results.arrays["grid"])
 
 
+@pytest.mark.thorough
 def test_the_residual_kernel_dominates_where_x_is_normalised(results):
     ratios = results.summary["tr(K_rr) / tr(K_uu)"]
     assert ratios["initial"] > 10 * ratios["unscaled"]
     assert ratios["initial"] > 20
 
 
+@pytest.mark.thorough
 def test_the_weights_bring_u_nearer_to_the_solution(results):
     for rows in results.summary["trainings"].values():
         plain, weighted = (rows[weighting] for weighting in WEIGHTINGS)
@@ -180,6 +183,7 @@ def test_the_weights_bring_u_nearer_to_the_solution(results):
         assert weighted["boundary loss"] < plain["boundary loss"] / 100
 
 
+@pytest.mark.thorough
 def test_the_wider_network_is_the_lazier(results):
     assert set(results.summary["widths"]) == {"a = 1", "a = 4"}
     for rows in results.summary["widths"].values():
@@ -187,6 +191,7 @@ def test_the_wider_network_is_the_lazier(results):
             assert rows["width 40"][what] < rows["width 5"][what] / 2
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_tell_everything(results):
     assert set(plot(results)) == {"spectra", "training", "solution", "weights", "widths"}
     told = conclude(results)

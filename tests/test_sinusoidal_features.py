@@ -100,6 +100,7 @@ def test_an_ensemble_of_frequencies_is_the_models_of_each(dimension, first_k):
         np.testing.assert_allclose(ours, function(params, x), atol=1e-14)
 
 
+@pytest.mark.thorough
 def test_the_gap_is_rounding_while_the_weights_move(results):
     for case in cases(CONFIG):
         compared = Comparison.of(results.arrays, f"{case.name}/")
@@ -115,6 +116,7 @@ def test_the_gap_is_rounding_while_the_weights_move(results):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_each_case_is_the_model_that_it_says(which, at, results):
@@ -134,11 +136,13 @@ def test_each_case_is_the_model_that_it_says(which, at, results):
     assert np.all(compared.network.loss >= least_loss[:, None] - 1e-12)
 
 
+@pytest.mark.thorough
 def test_k_from_0_wastes_a_sine_and_a_cosine(results):
     ranks = [spectrum(select(results, cases(CONFIG)[0], at)[0])[1] for at in (0, 1)]
     np.testing.assert_array_equal(ranks, [[7], [7]])
 
 
+@pytest.mark.thorough
 def test_no_model_of_period_1_has_a_risk_below_one_twelfth(results):
     assert results.arrays["floors"][0] == pytest.approx(1 / 12, rel=1e-12)
     assert results.arrays["floors"][1] == 0.0
@@ -148,6 +152,7 @@ def test_no_model_of_period_1_has_a_risk_below_one_twelfth(results):
     assert select(results, small, 1)[1][:, -1].max() < 1 / 12
 
 
+@pytest.mark.thorough
 def test_the_output_bias_spreads_further_than_all_weights(results):
     network = select(results, cases(CONFIG)[2], 0)[0].network
 
@@ -157,6 +162,7 @@ def test_the_output_bias_spreads_further_than_all_weights(results):
     assert spread(network.layer[BIAS]) > 1.5 * spread(network.movement)
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_come_from_the_results(results):
     with plots.style():
         figures = plot(results)
@@ -171,6 +177,7 @@ def test_figures_and_conclusions_come_from_the_results(results):
     assert all("nan" not in sentence for sentence in conclude(results))
 
 
+@pytest.mark.thorough
 def test_one_frequency_without_a_floor_can_be_drawn(results):
     config = dataclasses.replace(CONFIG, frequencies=CONFIG.frequencies[1:])
     arrays = dict(results.arrays)
