@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparison_example import example
 from thoroughness import few
 
 from lazyjax import Thresholds, compare, load_tree, save_tree, train, verdicts
@@ -139,7 +140,7 @@ def test_members_that_differ_in_number_are_refused():
 
 @pytest.fixture(scope="module")
 def compared():
-    return compare(model, PARAMS, DATA, SGD, steps=3)
+    return example()
 
 
 def test_thresholds_that_are_no_rising_pair_are_refused(compared):
@@ -154,7 +155,7 @@ def test_figures_need_one_label_a_member_and_one_target_a_test_point(compared):
         compared.plot(["a", "b"])
     with pytest.raises(ValueError, match="`labels` must be one for each of the 1 members"):
         compared.plot("a")
-    with pytest.raises(ValueError, match="`target` must have one value for each of the 0 test"):
+    with pytest.raises(ValueError, match="`target` must have one value for each of the 5 test"):
         compared.plot(target=np.ones(3))
 
 

@@ -1,5 +1,6 @@
 """One call, one word: cases of which it is known whether they are lazy."""
 
+import functools
 import re
 import warnings
 from dataclasses import replace
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from thoroughness import few
+from comparison_example import example
 
 from lazyjax.comparison import Thresholds, compare, verdicts
 from lazyjax.data import make_dataset
@@ -21,16 +22,19 @@ from lazyjax.tangent import linearize
 from lazyjax.training import train
 from lazyjax.types import Dataset
 
-DATA = make_dataset(jax.random.key(0), n=12)
+
+@functools.cache
+def data():
+    return make_dataset(jax.random.key(0), n=12)
 
 
 def network(module, seed=1):
-    return from_linen(module, jax.random.key(seed), DATA.x)
+    return from_linen(module, jax.random.key(seed), data().x)
 
 
-def verdict(f, params, optimizer=None, steps=2000, data=DATA, **options):
-    rate = 0.5 * critical_learning_rate(ntk(f, params, data.x))
-    compared = compare(f, params, data, optimizer or optax.sgd(rate), steps=steps, **options)
+def verdict(f, params, optimizer=None, steps=2000, **options):
+    rate = 0.5 * critical_learning_rate(ntk(f, params, data().x))
+    compared = compare(f, params, data(), optimizer or optax.sgd(rate), steps=steps, **options)
     return verdicts(compared)[0]
 
 
@@ -48,7 +52,7 @@ def spoiled(bad_steps):
     """Section 10: two steps of rate 1 before training."""
     f, params = network(shallow_mlp(100))
     if bad_steps:
-        params = train(f, params, DATA, optax.sgd(1.0), steps=bad_steps).final
+        params = train(f, params, data(), optax.sgd(1.0), steps=bad_steps).final
     return verdict(f, params, optax.sgd(0.001), steps=1000)
 
 
@@ -84,7 +88,8 @@ KNOWN = {
 }
 
 
-@few("name", KNOWN)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", KNOWN)
 def test_what_is_known_of_a_case_is_what_the_verdict_says(name):
     made, words = KNOWN[name]
     found = made()
@@ -112,7 +117,7 @@ def test_the_advice_holds_where_it_is_tried():
 @pytest.mark.thorough
 def test_a_tangent_model_that_still_learns_and_a_large_rate_are_warned_of():
     f, params = network(deep_mlp(8, activation="tanh"))
-    critical = float(critical_learning_rate(ntk(f, params, DATA.x)))
+    critical = float(critical_learning_rate(ntk(f, params, data().x)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it diverges in the end, which training says too
         found = verdict(f, params, optax.sgd(1.2 * critical), steps=20)
@@ -120,12 +125,8 @@ def test_a_tangent_model_that_still_learns_and_a_large_rate_are_warned_of():
     assert any("smaller learning rate" in advice for advice in found.advice)
 
 
-@pytest.fixture(scope="module")
-def compared():
-    return compare(*network(shallow_mlp(100)), DATA, optax.sgd(0.01), steps=300)
-
-
-def test_rounding_is_no_gap_where_nothing_is_learned_yet(compared):
+def test_rounding_is_no_gap_where_nothing_is_learned_yet():
+    compared = example()
     rounded = compared.gap_train + 1e-17 * np.abs(compared.network.train).max()
     assert verdicts(replace(compared, gap_train=rounded))[0].until is None
     off = compared.gap_train + 1e-3
@@ -167,7 +168,8 @@ def test_a_classifier_on_tokens_is_compared_by_its_loss():
     assert verdicts(compared)[0].word in ("lazy", "in between", "not lazy")
 
 
-def test_runs_that_diverge_or_learn_nothing_have_words_of_their_own(compared):
+def test_runs_that_diverge_or_learn_nothing_have_words_of_their_own():
+    compared = example()
     (own,) = verdicts(
         replace(compared, tangent=replace(compared.tangent, diverged_at=np.array([7])))
     )
@@ -179,14 +181,16 @@ def test_runs_that_diverge_or_learn_nothing_have_words_of_their_own(compared):
     assert "did not change" in str(own)
 
 
-def test_a_rate_above_the_critical_one_is_warned_of(compared):
+def test_a_rate_above_the_critical_one_is_warned_of():
+    compared = example()
     above = replace(compared, learning_rate=1.2 * compared.critical_learning_rate)
     (own,) = verdicts(above, Thresholds(1e-9, 1e-8))
     assert any("1.2 times the critical one" in warning for warning in own.warnings)
     assert "smaller learning rate" in own.advice[0]
 
 
-def test_a_tangent_model_that_still_learns_where_the_network_does_not_is_warned_of(compared):
+def test_a_tangent_model_that_still_learns_where_the_network_does_not_is_warned_of():
+    compared = example()
     falling = np.exp(-compared.curve_steps / 300)[None]
     still = np.ones_like(falling)
 
@@ -204,7 +208,8 @@ def test_a_tangent_model_that_still_learns_where_the_network_does_not_is_warned_
     assert not said(still, still)
 
 
-def test_the_word_follows_the_thresholds(compared):
+def test_the_word_follows_the_thresholds():
+    compared = example()
     (own,) = verdicts(compared)
     largest = max(own.gap, own.kernel_change)
     for thresholds, word in (
@@ -215,6 +220,7 @@ def test_the_word_follows_the_thresholds(compared):
         assert verdicts(compared, thresholds)[0].word == word
 
 
-def test_thresholds_that_do_not_rise_are_refused(compared):
+def test_thresholds_that_do_not_rise_are_refused():
+    compared = example()
     with pytest.raises(ValueError, match="`thresholds` must rise from above 0"):
         verdicts(compared, Thresholds(0.5, 0.1))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparison_example import example
 from thoroughness import few
 
 from lazyjax import Comparison, compare, pages, plots, verdicts
@@ -24,8 +25,7 @@ DATA = Dataset(X, jnp.sin(4 * X))
 
 @pytest.fixture(scope="module")
 def curve():
-    f, params = from_linen(shallow_mlp(20), jax.random.key(0), X)
-    return compare(f, params, DATA, optax.sgd(0.01), steps=30, test=X)
+    return example()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_notebooks_show_verdict_and_curves(curve):
     card = curve._repr_html_()
     assert verdicts(curve)[0].sentence in card
     assert card.count("<img ") == 1
-    assert "in 30 steps" in curve.histories["network"]._repr_html_()
+    assert "in 300 steps" in curve.histories["network"]._repr_html_()
 
 
 @pytest.mark.thorough
