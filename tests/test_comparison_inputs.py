@@ -182,6 +182,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_leaves_nothing(write, 
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.thorough
 def test_another_run_does_not_go_on_from_a_checkpoint(tmp_path):
     compare(model, PARAMS, DATA, SGD, steps=3, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="`checkpoint` must be of this very run"):

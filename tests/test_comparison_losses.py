@@ -144,6 +144,7 @@ def test_products_predict_what_the_kernel_predicts(monkeypatch):
     assert moved.closed.gap.max() < 1e-6 * size
 
 
+@pytest.mark.thorough
 def test_too_few_products_are_told(monkeypatch):
     def few(*arguments, **settings):
         return measured_amounts(*arguments, **settings)._replace(dense=False, products=3)

@@ -63,13 +63,14 @@ def by_hand(f, params, data, optimizer, steps, loss=optax.losses.squared_error, 
         return value, optax.apply_updates(params, updates), state
 
     state, losses, trajectory = optimizer.init(params), [], []
+    x, y = map(np.asarray, data)
     for t in range(steps + 1):
-        batch = data if batches is None else Dataset(data.x[batches[t]], data.y[batches[t]])
+        batch = data if batches is None else Dataset(x[batches[t]], y[batches[t]])
         value, after, state = step(params, state, *batch)
         losses.append(value)
         trajectory.append(params)
         params = after
-    return np.array(losses), stack(*trajectory)
+    return np.array(losses), jax.tree.map(lambda *w: np.stack(w), *trajectory)
 
 
 ASKING = {  # optimisers that ask for more than the gradient, and for what
@@ -272,7 +273,7 @@ def test_mini_batches_are_those_of_the_stream_and_the_loss_on_all_data_is_on_the
         mlp, initial(0), data, optax.sgd(0.02), steps=100, key=key, batch_size=5, chunk_steps=30
     )
     np.testing.assert_allclose(history.loss, losses, rtol=1e-10)
-    recorded = jax.tree.map(lambda w: np.asarray(w)[history.steps], trajectory)
+    recorded = jax.tree.map(lambda w: w[history.steps], trajectory)
     outputs = jax.jit(jax.vmap(mlp, (0, None)))(recorded, data.x)
     on_all = np.mean(np.square(np.asarray(outputs) - np.asarray(data.y)[None]), axis=(1, 2))
     np.testing.assert_allclose(history.data_loss, on_all, rtol=1e-9)
@@ -285,8 +286,8 @@ def test_a_batch_size_of_n_or_more_is_full_batch(data):
 
 
 def test_other_losses_and_integer_labels():
-    x = jax.random.normal(jax.random.key(0), (20, 3))
-    data = Dataset(x, jnp.argmax(x, axis=1))
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    data = Dataset(jnp.asarray(x), jnp.asarray(np.argmax(x, axis=1)))
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
     history = train(
         lambda w, x: x @ w, jnp.zeros((3, 3)), data, optax.sgd(0.5), steps=60, loss=loss
@@ -611,7 +612,7 @@ def test_movements_are_free_of_the_size_of_the_weights(power, data):
 def test_weights_may_grow_from_next_to_nothing():
     data = Dataset(jnp.ones((4, 1), jnp.float32), jnp.ones((4, 1), jnp.float32))
     f = lambda w, x: w * x  # noqa: E731 (a function of one line)
-    starts = jnp.asarray([1e-25, 2.0, 1e-30], jnp.float32)
+    starts = np.array([1e-25, 2.0, 1e-30], np.float32)
     together = train_ensemble(f, starts, data, optax.sgd(0.25), steps=1)
     for i, grown in enumerate((0.5e25, 0.25, 0.5e30)):
         alone = train(f, starts[i], data, optax.sgd(0.25), steps=1)
@@ -901,9 +902,9 @@ LABELLED = {  # a loss that takes labels (12,), and how many outputs
 @few("name", LABELLED, 2)
 def test_losses_that_take_labels_by_example_train(name, data):
     loss, outputs = LABELLED[name]
-    x = jax.random.normal(jax.random.key(0), (12, 3))
+    draw = np.random.default_rng(0).normal
+    x, w = draw(size=(12, 3)), draw(size=(3, outputs)) / 10
     y = (x[:, 0] > 0).astype(int)
-    w = jax.random.normal(jax.random.key(1), (3, outputs)) / 10
     with jax.numpy_rank_promotion("allow"):
         history = train(lambda w, x: x @ w, w, Dataset(x, y), optax.sgd(0.1), steps=20, loss=loss)
     assert history.loss[-1] < history.loss[0]
