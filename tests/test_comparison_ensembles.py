@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from thoroughness import few
 
 from lazyjax import plots
 from lazyjax.comparison import Comparison, HeavyBall, compare_ensemble, heavy_ball
@@ -84,7 +83,8 @@ def rms(difference):
     return np.sqrt(np.mean(np.square(difference)))
 
 
-@few(
+@pytest.mark.thorough
+@pytest.mark.parametrize(
     ("optimizer", "batch_size", "known"),
     [
         pytest.param(optax.sgd(0.05), 3, False, id="mini-batches"),

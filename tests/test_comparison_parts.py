@@ -97,8 +97,9 @@ def transformer():
 
 
 def of_a_tree():
-    x = {"left": jnp.linspace(-1, 1, 7)[:, None], "right": jnp.linspace(0, 2, 14).reshape(7, 2)}
-    params = {"a": jnp.ones((1, 5)) / 3, "b": jnp.ones((2, 5)) / 4, "c": jnp.linspace(-1, 1, 5)}
+    x = {"left": np.linspace(-1, 1, 7)[:, None], "right": np.linspace(0, 2, 14).reshape(7, 2)}
+    params = {"a": np.ones((1, 5)) / 3, "b": np.ones((2, 5)) / 4, "c": np.linspace(-1, 1, 5)}
+    x, params = jax.tree.map(jnp.asarray, (x, params))
 
     def f(p, x):
         return (jnp.tanh(x["left"] @ p["a"] + x["right"] @ p["b"]) @ p["c"])[:, None]

@@ -134,6 +134,7 @@ def test_the_bounds_of_kappa_hold_the_tensor_norm_between_them():
     assert found.second_lower < found.second_upper < np.linalg.norm(forms)
 
 
+@pytest.mark.thorough
 def test_kappa_of_a_centred_model_falls_as_one_over_alpha():
     x = np.linspace(-1, 1, 6)[:, None]
     y, w0 = np.sin(2 * x), {"u": normal(0, 1, 4), "v": normal(1, 4, 1)}
@@ -281,7 +282,8 @@ def test_kappa_is_free_of_the_units_of_weights_and_outputs(weights, outputs):
     assert found.upper == pytest.approx(float(one.upper), rel=1e-5)
 
 
-@few("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_kappa_of_half_precision_is_that_of_float32_up_to_its_rounding(dtype):
     w0, x, y = (a.astype(dtype) for a in (normal(0, 3, 2), normal(1, 3, 3), normal(2, 3, 2)))
     net = lambda w, x: jnp.tanh(x @ w)  # noqa: E731 (a function of one line)

@@ -609,6 +609,7 @@ def test_movements_are_free_of_the_size_of_the_weights(power, data):
         assert [v[t] for v in history.layer_movement.values()] == pytest.approx(layers, rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_weights_may_grow_from_next_to_nothing():
     data = Dataset(jnp.ones((4, 1), jnp.float32), jnp.ones((4, 1), jnp.float32))
     f = lambda w, x: w * x  # noqa: E731 (a function of one line)
