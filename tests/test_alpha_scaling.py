@@ -50,6 +50,7 @@ def test_a_bad_config_is_refused(fields, error, match):
         Config(**fields)
 
 
+@pytest.mark.thorough
 def test_a_large_alpha_is_lazy_and_alpha_1_is_not(results):
     for label in ("width 8 (practical), alpha", "width 16 (wide), alpha"):
         rows = [row for name, row in results.summary.items() if name.startswith(label)]
@@ -58,12 +59,14 @@ def test_a_large_alpha_is_lazy_and_alpha_1_is_not(results):
             assert rows[1][name] < 0.1 * rows[0][name]
 
 
+@pytest.mark.thorough
 def test_tangent_models_meet_the_closed_form_at_every_alpha(results):
     for name in ("practical", "wide"):
         change = np.abs(results.arrays[f"{name}/tangent/train"]).max()
         assert results.arrays[f"{name}/closed/gap"].max() < 1e-9 * change
 
 
+@pytest.mark.thorough
 def test_tangent_models_are_the_same_at_every_alpha(results):
     outputs = results.arrays["practical/tangent/train"]
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-9 * np.abs(outputs).max())
@@ -71,12 +74,14 @@ def test_tangent_models_are_the_same_at_every_alpha(results):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "slope"), [(name, slope) for name, (_, slope) in SLOPES.items()])
 def test_the_sweep_falls_as_theorem_2_2_says(name, slope, results):
     measured = results.summary["slopes from alpha = 300 on"][f"float64/{name}"]
     assert abs(measured - slope) < 0.05
 
 
+@pytest.mark.thorough
 def test_float32_warns_before_its_outputs_are_rounding(results):
     points = results.summary["alpha where rounding takes over"]
     assert set(points) == {"float32"}
@@ -87,6 +92,7 @@ def test_float32_warns_before_its_outputs_are_rounding(results):
     assert points["float32"] < wrong.min()
 
 
+@pytest.mark.thorough
 def test_successive_steps_are_those_of_a_plain_training(results):
     data_key, key, *_ = jax.random.split(jax.random.key(CONFIG.seed), 4)
     data = make_dataset(data_key, n=CONFIG.n, target=CONFIG.target)
@@ -103,12 +109,14 @@ def test_successive_steps_are_those_of_a_plain_training(results):
     np.testing.assert_allclose(ours[:-1], plain[steps[:-1]], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_saved_network_is_loaded_bit_for_bit(results):
     numbers = results.summary["save and load"]
     assert numbers["outputs that differ in any bit"] == 0
     assert numbers["size of the file in bytes"] > 8 * 313
 
 
+@pytest.mark.thorough
 def test_the_table_of_parameters_has_all_313_of_them(results):
     table = results.summary["parameters"]
     shapes = [re.search(r"\((.*)\)", name)[1].split(",") for name in table]
@@ -118,6 +126,7 @@ def test_the_table_of_parameters_has_all_313_of_them(results):
     np.testing.assert_allclose(lazy, start, rtol=1e-2)
 
 
+@pytest.mark.thorough
 def test_the_lazy_limit_of_the_deep_thin_network_learns_little_more_than_the_mean():
     steps = jnp.asarray(10_000.0)
 
@@ -136,6 +145,7 @@ def test_the_lazy_limit_of_the_deep_thin_network_learns_little_more_than_the_mea
     assert np.median(shares) > 0.7
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_are_made_from_the_results(results):
     with plots.style():
         figures = plot(results)

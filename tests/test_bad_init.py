@@ -10,6 +10,7 @@ def results():
     return run(Config(networks=3, steps=200))
 
 
+@pytest.mark.thorough
 def test_the_control_is_lazy_and_the_bad_weights_are_not(results):
     gaps = {name: results.summary[label][GAP]["median"] for name, (label, _) in CASES.items()}
     assert gaps["control"] < 1e-3
@@ -22,6 +23,7 @@ def test_the_control_is_lazy_and_the_bad_weights_are_not(results):
     assert kernel["after"] > 100 * kernel["control"]
 
 
+@pytest.mark.thorough
 def test_all_anchors_meet_their_closed_form(results):
     for label, _ in CASES.values():
         numbers = results.summary[label]
@@ -30,6 +32,7 @@ def test_all_anchors_meet_their_closed_form(results):
         assert most < 1e-7 * scale
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_are_drawn(results):
     figures = plot(results)
     shared = ("functions", "training", "layers", "kernels", "measures")

@@ -19,6 +19,7 @@ def results():
     return run(Config(steps=300, inits=2, sweep_top=60, sweep_steps=200, sweep_rate=0.05))
 
 
+@pytest.mark.thorough
 def test_the_minimum_norm_risk_peaks_where_the_rank_reaches_the_points(results):
     peaks = [v for k, v in results.summary.items() if k.startswith("minimum norm")]
     assert len(peaks) == 5
@@ -29,6 +30,7 @@ def test_the_minimum_norm_risk_peaks_where_the_rank_reaches_the_points(results):
         assert peak["peak over last"] > 1e3
 
 
+@pytest.mark.thorough
 def test_the_minimum_norm_solution_is_that_of_the_pseudo_inverse(results):
     data = _data_set(results.config, 0)
     dimensions = list(_dimensions(1000))
@@ -42,6 +44,7 @@ def test_the_minimum_norm_solution_is_that_of_the_pseudo_inverse(results):
         assert results.arrays["norm_rank"][0, i] == np.sum(singular > 1e-6 * singular[0])
 
 
+@pytest.mark.thorough
 def test_a_padded_member_is_a_model_of_its_own_dimension(results):
     """The sweep against a plain loop on the features of one dimension alone."""
     config = results.config
@@ -57,12 +60,14 @@ def test_a_padded_member_is_a_model_of_its_own_dimension(results):
     assert results.arrays["sweep_loss"][4, 0] == pytest.approx(loss, rel=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_model_is_linear_so_the_gap_is_rounding(results):
     numbers = results.summary["dimension 30"]
     assert numbers["gap between network and tangent model, test points"] < 1e-12
     assert numbers["test error"] == pytest.approx(numbers["excess risk"] + 0.05**2)
 
 
+@pytest.mark.thorough
 def test_a_rate_above_the_critical_one_is_counted_not_raised():
     found = run(
         Config(
@@ -78,6 +83,7 @@ def test_a_rate_above_the_critical_one_is_counted_not_raised():
     plot(found)
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_are_drawn(results):
     assert set(plot(results)) == {"functions", "risk", "sweep", "second_descent"}
     assert len(conclude(results)) == 3

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import optax
 import pytest
+from thoroughness import few
 
-from lazyjax import Comparison, Dataset, compare, loop, ntk, verdicts
+from lazyjax import Comparison, Dataset, compare, loop, ntk, pages, verdicts
 from lazyjax.__main__ import main
 from lazyjax.store import open_kernel, workers
 
@@ -62,7 +63,7 @@ def test_the_file_holds_the_kernel_and_one_line_says_so(folder, capsys):
     np.testing.assert_allclose(open_kernel("K.zarr"), wanted(x), rtol=1e-12)
 
 
-@pytest.mark.parametrize("names", [("x1", "x2"), ("x1",)])
+@few("names", [("x1", "x2"), ("x1",)])
 def test_two_batches_or_one_under_another_name(folder, names):
     x = {name: np.linspace(-1, n, 2 * n + 6).reshape(-1, 2) for n, name in enumerate(names)}
     np.savez("x.npz", **x)
@@ -72,6 +73,7 @@ def test_two_batches_or_one_under_another_name(folder, names):
     )
 
 
+@pytest.mark.thorough
 def test_a_file_of_one_array_is_mapped(folder):
     x = np.linspace(0, 1, 26).reshape(13, 2)
     np.save("x.npy", x)
@@ -155,7 +157,10 @@ def compared(*options, data="d.npz", out="page"):
     return main(["compare", "models_of_the_test:classifier", *words])
 
 
-def test_the_page_and_the_numbers_are_in_the_folder_and_the_verdict_is_printed(points, capsys):
+def test_the_page_and_the_numbers_are_in_the_folder_and_the_verdict_is_printed(
+    points, capsys, monkeypatch
+):
+    monkeypatch.setattr(pages, "_png", lambda figure: b"")  # figures have tests of their own
     assert compared("--learning-rate", "0.2") == 0
     found = Comparison.load("page/comparison.npz")
     printed = capsys.readouterr().out
@@ -174,6 +179,7 @@ def test_the_page_and_the_numbers_are_in_the_folder_and_the_verdict_is_printed(p
     assert "error: `--out` must be new, got page" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_rate_that_is_auto_is_half_of_the_critical_one(points, capsys):
     assert compared("--momentum", "0.5", data="values.npz") == 0
     found = Comparison.load("page/comparison.npz")
@@ -183,12 +189,14 @@ def test_a_rate_that_is_auto_is_half_of_the_critical_one(points, capsys):
     assert found.closed is not None
 
 
+@pytest.mark.thorough
 def test_alphas_are_members(points, capsys):
     assert compared("--alpha", "1", "100", "--learning-rate", "0.01", data="values.npz") == 0
     assert Comparison.load("page/comparison.npz").alpha.tolist() == [1, 100]
     assert "alpha = 100: " in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_training_that_was_interrupted_goes_on(points, monkeypatch, capsys):
     run, calls = loop.run_chunk, []
 

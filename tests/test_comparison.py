@@ -3,13 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparison_example import DATA, RUN, TEST, network, start
 
 from lazyjax.comparison import Comparison, compare, compare_ensemble, join
-from lazyjax.data import make_dataset
 from lazyjax.models import Sinusoidal, from_linen, shallow_mlp
-
-GRID = jnp.linspace(-1, 1, 21)[:, None]
-DATA = make_dataset(jax.random.key(0), n=8)
 
 
 def networks(module, members, seed=1):
@@ -19,17 +16,17 @@ def networks(module, members, seed=1):
 
 @pytest.fixture(scope="module")
 def trained():
-    f, start = networks(shallow_mlp(30), 2)
-    return compare_ensemble(f, start, DATA, optax.sgd(0.02), steps=400, test=GRID)
+    both = jax.tree.map(lambda *w: jnp.stack(w), start(0, 30), start(1, 30))
+    return compare_ensemble(network, both, DATA, optax.sgd(0.02), **RUN)
 
 
 def test_shapes_have_the_members_on_axis_0(trained):
     times = len(trained.steps)
-    assert trained.histories["network"].loss.shape == (2, 401)
-    assert trained.histories["tangent model"].loss.shape == (2, 401)
+    assert trained.histories["network"].loss.shape == (2, 301)
+    assert trained.histories["tangent model"].loss.shape == (2, 301)
     for model in ("network", "tangent", "closed"):
         assert trained.models[model].train.shape == (2, times, 8, 1)
-        assert trained.models[model].test.shape == (2, times, 21, 1)
+        assert trained.models[model].test.shape == (2, times, 5, 1)
     assert trained.gap_train.shape == trained.gap_test.shape == (2, times)
     points = len(trained.kernel_steps)
     assert trained.kernels.shape == (2, points, 8, 8)
@@ -63,18 +60,20 @@ def test_at_the_start_network_and_tangent_model_are_one(trained):
     assert np.all(trained.kernel_change[:, -1] > 0)
 
 
+@pytest.mark.thorough
 def test_a_linear_model_has_no_gap_and_a_kernel_that_stays():
-    f, start = networks(Sinusoidal(6), 2)
+    f, params = networks(Sinusoidal(6), 2)
     optimizer = optax.sgd(0.05, 0.5)
-    compared = compare_ensemble(f, start, DATA, optimizer, steps=300, test=GRID)
+    compared = compare_ensemble(f, params, DATA, optimizer, steps=300, test=TEST)
     assert compared.gap_test.max() < 1e-12
     assert compared.kernel_change.max() < 1e-14
     assert compared.closed.gap.max() < 1e-12
 
 
+@pytest.mark.thorough
 def test_the_gap_falls_with_alpha():
     f, params = from_linen(shallow_mlp(10, activation="tanh"), jax.random.key(1), DATA.x)
-    compared = compare(f, params, DATA, optax.sgd(0.05), steps=200, test=GRID, alpha=(10.0, 1000.0))
+    compared = compare(f, params, DATA, optax.sgd(0.05), steps=200, test=TEST, alpha=(10.0, 1000.0))
     ratio = compared.gap_train[0, -1] / compared.gap_train[1, -1]
     assert ratio == pytest.approx(100, rel=0.1)
     assert compared.closed.gap.max() < 1e-10
@@ -84,11 +83,12 @@ def test_the_gap_falls_with_alpha():
     np.testing.assert_allclose(compared.kernels[0, 0], compared.kernels[1, 0], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_an_anchor_elsewhere_expands_there():
-    f, start = networks(shallow_mlp(10), 2)
+    f, params = networks(shallow_mlp(10), 2)
     _, anchor = networks(shallow_mlp(10), 2, seed=3)
     compared = compare_ensemble(
-        f, start, DATA, optax.sgd(0.02), steps=100, test=GRID, anchor=anchor
+        f, params, DATA, optax.sgd(0.02), steps=100, test=TEST, anchor=anchor
     )
     assert np.all(compared.gap_train[:, 0] > 1e-3)
     assert compared.closed.gap.max() < 1e-11

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparison_example import example
+from thoroughness import few
 
 from lazyjax import Thresholds, compare, load_tree, save_tree, train, verdicts
 from lazyjax.comparison import Comparison, compare_ensemble
@@ -138,7 +140,7 @@ def test_members_that_differ_in_number_are_refused():
 
 @pytest.fixture(scope="module")
 def compared():
-    return compare(model, PARAMS, DATA, SGD, steps=3)
+    return example()
 
 
 def test_thresholds_that_are_no_rising_pair_are_refused(compared):
@@ -153,7 +155,7 @@ def test_figures_need_one_label_a_member_and_one_target_a_test_point(compared):
         compared.plot(["a", "b"])
     with pytest.raises(ValueError, match="`labels` must be one for each of the 1 members"):
         compared.plot("a")
-    with pytest.raises(ValueError, match="`target` must have one value for each of the 0 test"):
+    with pytest.raises(ValueError, match="`target` must have one value for each of the 5 test"):
         compared.plot(target=np.ones(3))
 
 
@@ -172,15 +174,15 @@ def test_a_file_that_holds_no_comparison_is_refused(compared, tmp_path):
         Comparison.load(path)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_that_leaves_nothing(compared, tmp_path):
+@few("write", ["save", "report"])
+def test_a_folder_that_cannot_be_written_is_an_error_that_leaves_nothing(write, compared, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):  # noqa: PT011 (the system's own words)
-        compared.report(tmp_path / "file" / "page.html", code="")
-    with pytest.raises(OSError):  # noqa: PT011 (likewise)
-        compared.save(tmp_path / "file" / "compared.npz")
+        getattr(compared, write)(tmp_path / "file" / "written")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.thorough
 def test_another_run_does_not_go_on_from_a_checkpoint(tmp_path):
     compare(model, PARAMS, DATA, SGD, steps=3, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="`checkpoint` must be of this very run"):

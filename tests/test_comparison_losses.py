@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from thoroughness import few
 
 from lazyjax import compare, verdicts
 from lazyjax.comparison import amounts as measured_amounts
 from lazyjax.comparison import compare_ensemble, heavy_ball, running, sizes
 from lazyjax.types import Dataset
 
-X = jax.random.normal(jax.random.key(0), (12, 2))
-W = {"a": jax.random.normal(jax.random.key(1), (2, 6)), "b": jnp.linspace(-1, 1, 12).reshape(6, 2)}
+X = jnp.asarray(np.random.default_rng(0).normal(size=(12, 2)))
+W = {"a": jnp.asarray(np.random.default_rng(1).normal(size=(2, 6)))}
+W["b"] = jnp.asarray(np.linspace(-1, 1, 12).reshape(6, 2))
 VALUES = jnp.sin(X[:, :1] * 2)
 
 
@@ -44,8 +46,8 @@ def quantiles(prediction, y):
 
 
 CASES = {
-    "Gaussian likelihood": (model, VALUES, gaussian),
     "masked": (model, {"y": jnp.sin(X), "mask": jnp.ones((12, 1)).at[3].set(0.0)}, masked),
+    "Gaussian likelihood": (model, VALUES, gaussian),
     "quantiles": (model, VALUES, quantiles),
     "Huber": (model, jnp.sin(X), optax.losses.huber_loss),
     "one number": (number, VALUES[:, 0], optax.losses.squared_error),
@@ -53,7 +55,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@few("name", CASES)
 def test_values_are_compared_and_not_classified(name):
     f, y, loss = CASES[name]
     compared = compare(f, W, Dataset(X, y), optax.sgd(0.05), steps=20, loss=loss, test=X[:3])
@@ -78,7 +80,7 @@ BINARY = {
 }
 
 
-@pytest.mark.parametrize("name", BINARY)
+@few("name", BINARY)
 def test_two_classes_are_the_sides_of_a_threshold(name):
     y, loss, threshold = BINARY[name]
     data = Dataset(X, y)
@@ -91,6 +93,7 @@ def test_two_classes_are_the_sides_of_a_threshold(name):
     assert compared.disagreement_train[0, -1] == pytest.approx(np.mean(both))
 
 
+@pytest.mark.thorough
 def test_one_hot_rows_name_the_largest_output_under_any_loss():
     labels = jnp.arange(12) % 2
     for loss in (optax.losses.squared_error, optax.losses.softmax_cross_entropy):
@@ -100,6 +103,7 @@ def test_one_hot_rows_name_the_largest_output_under_any_loss():
         assert compared.network.train_accuracy[0, -1] == pytest.approx(right)
 
 
+@pytest.mark.thorough
 def test_half_precision_is_measured_in_single_and_its_rounding_is_no_gap():
     half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), W)
     x = X.astype(jnp.bfloat16)
@@ -115,6 +119,7 @@ def test_half_precision_is_measured_in_single_and_its_rounding_is_no_gap():
     assert any("rounding takes over" in warning for warning in verdict.warnings)
 
 
+@pytest.mark.thorough
 def test_products_predict_what_the_kernel_predicts(monkeypatch):
     data = Dataset(X, jnp.sin(X))
     optimizer = optax.sgd(0.1, 0.3)
@@ -139,6 +144,7 @@ def test_products_predict_what_the_kernel_predicts(monkeypatch):
     assert moved.closed.gap.max() < 1e-6 * size
 
 
+@pytest.mark.thorough
 def test_too_few_products_are_told(monkeypatch):
     def few(*arguments, **settings):
         return measured_amounts(*arguments, **settings)._replace(dense=False, products=3)
@@ -151,6 +157,7 @@ def test_too_few_products_are_told(monkeypatch):
         _ = compared.closed_form
 
 
+@pytest.mark.thorough
 def test_samples_are_of_the_data_and_are_said(monkeypatch):
     monkeypatch.setattr(sizes, "FREE", 1e7)
     x = jax.random.normal(jax.random.key(2), (2000, 2))
@@ -171,6 +178,7 @@ def test_samples_are_of_the_data_and_are_said(monkeypatch):
         compare(model, many, data, optax.sgd(0.01), steps=2, memory="1kB")
 
 
+@pytest.mark.thorough
 def test_members_are_those_that_train_alone():
     several = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), W)
     data = Dataset(X, jnp.arange(12) % 2)
@@ -183,6 +191,7 @@ def test_members_are_those_that_train_alone():
     assert both.histories["network"].loss.shape == (2, 21)
 
 
+@pytest.mark.thorough
 def test_one_hot_targets_may_be_whole_numbers():
     y = jax.nn.one_hot(jnp.arange(12) % 2, 2, dtype=int)
     loss = optax.losses.softmax_cross_entropy

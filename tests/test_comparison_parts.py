@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.tree_util import Partial
+from thoroughness import few
 
 import lazyjax
 from lazyjax.comparison import compare
@@ -96,8 +97,9 @@ def transformer():
 
 
 def of_a_tree():
-    x = {"left": jnp.linspace(-1, 1, 7)[:, None], "right": jnp.linspace(0, 2, 14).reshape(7, 2)}
-    params = {"a": jnp.ones((1, 5)) / 3, "b": jnp.ones((2, 5)) / 4, "c": jnp.linspace(-1, 1, 5)}
+    x = {"left": np.linspace(-1, 1, 7)[:, None], "right": np.linspace(0, 2, 14).reshape(7, 2)}
+    params = {"a": np.ones((1, 5)) / 3, "b": np.ones((2, 5)) / 4, "c": np.linspace(-1, 1, 5)}
+    x, params = jax.tree.map(jnp.asarray, (x, params))
 
     def f(p, x):
         return (jnp.tanh(x["left"] @ p["a"] + x["right"] @ p["b"]) @ p["c"])[:, None]
@@ -106,7 +108,7 @@ def of_a_tree():
     return f, params, Dataset(x, x["left"] ** 2), test, {"optimizer": optax.sgd(0.1)}
 
 
-MODELS = {made.__name__: made for made in (mlp, cnn, normalised, equinox, transformer, of_a_tree)}
+MODELS = {made.__name__: made for made in (of_a_tree, mlp, cnn, normalised, equinox, transformer)}
 _call = jax.jit(lambda f, w, x: f(w, x))
 
 
@@ -116,7 +118,7 @@ def same_bits(found, wanted):
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@few("name", MODELS)
 def test_a_comparison_is_its_parts_to_the_last_bit(name):
     f, params, data, test, options = MODELS[name]()
     optimizer, key = options.pop("optimizer"), options.pop("key", None)

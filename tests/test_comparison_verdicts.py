@@ -1,5 +1,6 @@
 """One call, one word: cases of which it is known whether they are lazy."""
 
+import functools
 import re
 import warnings
 from dataclasses import replace
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparison_example import example
 
 from lazyjax.comparison import Thresholds, compare, verdicts
 from lazyjax.data import make_dataset
@@ -20,16 +22,19 @@ from lazyjax.tangent import linearize
 from lazyjax.training import train
 from lazyjax.types import Dataset
 
-DATA = make_dataset(jax.random.key(0), n=12)
+
+@functools.cache
+def data():
+    return make_dataset(jax.random.key(0), n=12)
 
 
 def network(module, seed=1):
-    return from_linen(module, jax.random.key(seed), DATA.x)
+    return from_linen(module, jax.random.key(seed), data().x)
 
 
-def verdict(f, params, optimizer=None, steps=2000, data=DATA, **options):
-    rate = 0.5 * critical_learning_rate(ntk(f, params, data.x))
-    compared = compare(f, params, data, optimizer or optax.sgd(rate), steps=steps, **options)
+def verdict(f, params, optimizer=None, steps=2000, **options):
+    rate = 0.5 * critical_learning_rate(ntk(f, params, data().x))
+    compared = compare(f, params, data(), optimizer or optax.sgd(rate), steps=steps, **options)
     return verdicts(compared)[0]
 
 
@@ -47,7 +52,7 @@ def spoiled(bad_steps):
     """Section 10: two steps of rate 1 before training."""
     f, params = network(shallow_mlp(100))
     if bad_steps:
-        params = train(f, params, DATA, optax.sgd(1.0), steps=bad_steps).final
+        params = train(f, params, data(), optax.sgd(1.0), steps=bad_steps).final
     return verdict(f, params, optax.sgd(0.001), steps=1000)
 
 
@@ -62,6 +67,7 @@ def diverging():
 
 
 KNOWN = {
+    "a linear model": (lambda: verdict(*network(nn.Dense(1, param_dtype=float))), "lazy"),
     "width 5": (lambda: practical(5), ("in between", "not lazy")),
     "width 1000": (lambda: practical(1000), "lazy"),
     "alpha 1": (lambda: scaled(1.0), "not lazy"),
@@ -74,7 +80,6 @@ KNOWN = {
     ),
     "LinSin": (lambda: verdict(*network(Sinusoidal(8))), "lazy"),
     "muP-like large steps": (small_outputs, "not lazy"),
-    "a linear model": (lambda: verdict(*network(nn.Dense(1, param_dtype=float))), "lazy"),
     "a diverging run": (diverging, "diverged"),
     "a frozen network": (
         lambda: verdict(*network(shallow_mlp(50)), optax.set_to_zero(), steps=200),
@@ -83,6 +88,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_is_known_of_a_case_is_what_the_verdict_says(name):
     made, words = KNOWN[name]
@@ -97,6 +103,7 @@ def test_what_is_known_of_a_case_is_what_the_verdict_says(name):
         assert "did not change" in str(found)
 
 
+@pytest.mark.thorough
 def test_the_advice_holds_where_it_is_tried():
     thin = practical(10)
     assert thin.word != "lazy"
@@ -107,9 +114,10 @@ def test_the_advice_holds_where_it_is_tried():
     assert scaled(10 * alpha).word == "lazy"  # and of large alpha
 
 
+@pytest.mark.thorough
 def test_a_tangent_model_that_still_learns_and_a_large_rate_are_warned_of():
     f, params = network(deep_mlp(8, activation="tanh"))
-    critical = float(critical_learning_rate(ntk(f, params, DATA.x)))
+    critical = float(critical_learning_rate(ntk(f, params, data().x)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it diverges in the end, which training says too
         found = verdict(f, params, optax.sgd(1.2 * critical), steps=20)
@@ -118,18 +126,20 @@ def test_a_tangent_model_that_still_learns_and_a_large_rate_are_warned_of():
 
 
 def test_rounding_is_no_gap_where_nothing_is_learned_yet():
-    compared = compare(*network(shallow_mlp(30)), DATA, optax.sgd(0.01), steps=20)
+    compared = example()
     rounded = compared.gap_train + 1e-17 * np.abs(compared.network.train).max()
     assert verdicts(replace(compared, gap_train=rounded))[0].until is None
     off = compared.gap_train + 1e-3
     assert verdicts(replace(compared, gap_train=off))[0].until == 0
 
 
+@pytest.mark.thorough
 def test_a_tangent_model_is_its_own_tangent_model():
     f, params = network(shallow_mlp(5))
     assert verdict(linearize(f, params), params).gap < 1e-10
 
 
+@pytest.mark.thorough
 def test_an_anchor_elsewhere_is_another_model():
     f, params = network(shallow_mlp(30))
     _, anchor = network(shallow_mlp(30), seed=2)
@@ -138,6 +148,7 @@ def test_an_anchor_elsewhere_is_another_model():
     assert found.until == 0
 
 
+@pytest.mark.thorough
 def test_a_classifier_on_tokens_is_compared_by_its_loss():
     tokens = jax.random.randint(jax.random.key(0), (10, 4), 0, 7)
     labels = tokens[:, 0] % 3
@@ -157,8 +168,29 @@ def test_a_classifier_on_tokens_is_compared_by_its_loss():
     assert verdicts(compared)[0].word in ("lazy", "in between", "not lazy")
 
 
+def test_runs_that_diverge_or_learn_nothing_have_words_of_their_own():
+    compared = example()
+    (own,) = verdicts(
+        replace(compared, tangent=replace(compared.tangent, diverged_at=np.array([7])))
+    )
+    assert own.word == "diverged"
+    assert own.warnings == ("the tangent model diverged at step 7.",)
+    still = np.repeat(compared.network.train[:, :1], len(compared.steps), axis=1)
+    (own,) = verdicts(replace(compared, network=replace(compared.network, train=still)))
+    assert own.word == "nothing learned"
+    assert "did not change" in str(own)
+
+
+def test_a_rate_above_the_critical_one_is_warned_of():
+    compared = example()
+    above = replace(compared, learning_rate=1.2 * compared.critical_learning_rate)
+    (own,) = verdicts(above, Thresholds(1e-9, 1e-8))
+    assert any("1.2 times the critical one" in warning for warning in own.warnings)
+    assert "smaller learning rate" in own.advice[0]
+
+
 def test_a_tangent_model_that_still_learns_where_the_network_does_not_is_warned_of():
-    compared = compare(*network(shallow_mlp(30)), DATA, optax.sgd(0.01), steps=300)
+    compared = example()
     falling = np.exp(-compared.curve_steps / 300)[None]
     still = np.ones_like(falling)
 
@@ -177,8 +209,7 @@ def test_a_tangent_model_that_still_learns_where_the_network_does_not_is_warned_
 
 
 def test_the_word_follows_the_thresholds():
-    f, params = network(shallow_mlp(100))
-    compared = compare(f, params, DATA, optax.sgd(0.01), steps=300)
+    compared = example()
     (own,) = verdicts(compared)
     largest = max(own.gap, own.kernel_change)
     for thresholds, word in (
@@ -190,7 +221,6 @@ def test_the_word_follows_the_thresholds():
 
 
 def test_thresholds_that_do_not_rise_are_refused():
-    f, params = network(shallow_mlp(5))
-    compared = compare(f, params, DATA, optax.sgd(0.1), steps=3)
+    compared = example()
     with pytest.raises(ValueError, match="`thresholds` must rise from above 0"):
         verdicts(compared, Thresholds(0.5, 0.1))

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from thoroughness import few
 
 from lazyjax.data import (
     TARGETS,
@@ -27,7 +28,7 @@ def test_the_targets_are_those_of_the_practical(name):
     np.testing.assert_allclose(TARGETS[name](jnp.asarray(x)), expected, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@few("name", ["middle", "simple", "complex"])
 def test_a_dataset_is_uniform_points_on_the_target(name):
     data = make_dataset(jax.random.key(0), n=2000, low=-2.0, high=3.0, target=name)
     assert data.x.shape == data.y.shape == (2000, 1)
@@ -45,7 +46,7 @@ def test_noise_has_its_standard_deviation_and_leaves_x_alone():
     assert jnp.std(noisy.y - clean.y) == pytest.approx(0.3, rel=0.05)
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(12, 4), (12, 5), (7, 3), (10, 9), (5, 1)])
+@few(("n", "batch_size"), [(7, 3), (12, 4), (12, 5), (10, 9), (5, 1)], 2)
 def test_every_example_is_visited_once_per_epoch(n, batch_size):
     stream = np.asarray(
         batch_indices(jax.random.key(0), 0, n=n, batch_size=batch_size, steps=5 * n)
@@ -56,7 +57,7 @@ def test_every_example_is_visited_once_per_epoch(n, batch_size):
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(12, 4), (12, 5), (7, 3)])
+@few(("n", "batch_size"), [(7, 3), (12, 4), (12, 5)])
 def test_the_batch_of_a_step_does_not_depend_on_how_the_run_is_cut(n, batch_size):
     key = jax.random.key(3)
     whole = batch_indices(key, 0, n=n, batch_size=batch_size, steps=60)
@@ -65,7 +66,7 @@ def test_the_batch_of_a_step_does_not_depend_on_how_the_run_is_cut(n, batch_size
         np.testing.assert_array_equal(cut(start), whole[start : start + 10])
 
 
-@pytest.mark.parametrize("start", [0, 12345, 10**9, 2**31 - 20])
+@few("start", [2**31 - 20, 0, 12345, 10**9])
 def test_late_steps_do_not_overflow(start):
     n, batch_size = 100_003, 4099
     rows = batch_indices(jax.random.key(0), start, n=n, batch_size=batch_size, steps=2)

@@ -27,12 +27,14 @@ def results(images):
     return run(Config(data=str(images), networks=("MLP",), **SMALL))
 
 
+@pytest.mark.thorough
 def test_everybody_reads_what_is_easy(results):
     for facts in results.summary.values():
         assert len(facts["test accuracy"]) == 4
         assert min(facts["test accuracy"].values()) > 0.9
 
 
+@pytest.mark.thorough
 def test_the_spectra_are_those_of_the_kernels(results):
     for name, facts in results.summary.items():
         for stage in ("initial", "final"):
@@ -48,12 +50,14 @@ def test_the_spectra_are_those_of_the_kernels(results):
             np.testing.assert_array_equal(kernel, kernel.T)
 
 
+@pytest.mark.thorough
 def test_training_aligns_the_kernel_with_the_labels(results):
     for facts in results.summary.values():
         before, after = (facts[f"alignment with the labels, {s}"] for s in ("initial", "final"))
         assert after > before
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_tell_the_network(results):
     figures = plot(results)
     assert set(figures) == {"accuracies", "training", "kernels", "spectra"}

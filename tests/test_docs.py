@@ -1,5 +1,7 @@
 """The pages: their blocks that need only lazyjax run, and agree."""
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -18,6 +20,20 @@ def run(page):
     return found
 
 
+def test_pages_name_what_is_there():
+    """Their blocks that need other libraries run nowhere: what they import of lazyjax is there."""
+    for page in DOCS.rglob("*.md"):
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("lazyjax."):
+                    module = importlib.import_module(node.module)
+                    for name in node.names:
+                        assert hasattr(module, name.name), (page.name, name.name)
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):
+            assert (page.parent / picture).is_file(), (page.name, picture)
+
+
+@pytest.mark.thorough
 def test_the_page_on_compare_prints_what_it_shows(capsys):
     jax.config.update("jax_enable_x64", False)  # as its reader has it
     try:
@@ -36,8 +52,6 @@ def test_the_page_on_compare_prints_what_it_shows(capsys):
     named = set(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))
     for name in re.findall(r"`(\w+)`", " ".join(named)):
         assert hasattr(found["compared"], name), name
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
-        assert (DOCS / picture).is_file()
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +68,7 @@ def large(tmp_path_factory):
     return found
 
 
+@pytest.mark.thorough
 def test_the_ways_to_a_large_kernel_agree(large):
     from lazyjax import matrix, ntk
 
@@ -74,6 +89,7 @@ def test_the_ways_to_a_large_kernel_agree(large):
     assert error < 2 * large["z"].error
 
 
+@pytest.mark.thorough
 def test_the_trained_tangent_model_predicts_by_its_parameters(large):
     from lazyjax import ntk
 
@@ -84,15 +100,18 @@ def test_the_trained_tangent_model_predicts_by_its_parameters(large):
     np.testing.assert_allclose(large["prediction"], wanted, atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_a_product_with_the_kernel_is_a_vjp_and_a_jvp(names):
     product = jnp.einsum("nmkl,ml->nk", names["kernel_test"], names["y_train"])
     np.testing.assert_allclose(names["product"], product, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_the_kernel_in_blocks_of_rows_is_the_kernel(names):
     np.testing.assert_allclose(names["in_blocks"], names["kernel"], atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_a_batch_as_one_example_sees_all_of_the_batch(names):
     own = np.einsum("nmkk->nm", names["coupled"])
     assert names["coupled"].shape == (8, 8, 3, 3)
@@ -102,12 +121,14 @@ def test_a_batch_as_one_example_sees_all_of_the_batch(names):
     assert np.max(np.abs(moved)) < 1e-12 * np.max(np.abs(own))
 
 
+@pytest.mark.thorough
 def test_less_reduced_kernels_reduce_to_the_others(names):
     full, rest = names["full"], names["rest"]
     np.testing.assert_allclose(rest, np.einsum("nmhcgc->nmhg", full) / 2, atol=1e-12)
     np.testing.assert_allclose(names["both"], np.einsum("nmhh->nmh", rest), atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_the_times_are_those_of_half_the_mean_squared_error(names):
     from lazyjax import matrix
 
@@ -119,12 +140,14 @@ def test_the_times_are_those_of_half_the_mean_squared_error(names):
         np.testing.assert_allclose(found, y + residual.reshape(y.shape), atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_the_posterior_mean_is_the_limit_with_a_ridge(names):
     solved = jnp.linalg.solve(names["noisy"], names["y_train"])
     np.testing.assert_allclose(names["mean"], names["nngp_test"] @ solved, atol=1e-10)
     assert np.linalg.eigvalsh(names["covariance"]).min() > -1e-12
 
 
+@pytest.mark.thorough
 def test_the_ensemble_moves_by_the_flow_of_its_mean_kernel(names):
     from lazyjax import gradient_flow
 
@@ -135,6 +158,7 @@ def test_the_ensemble_moves_by_the_flow_of_its_mean_kernel(names):
     assert np.linalg.eigvalsh(names["ensemble_covariance"]).min() > -1e-12
 
 
+@pytest.mark.thorough
 def test_the_limit_is_trained_by_its_own_kernels(names):
     from lazyjax import gradient_flow
 
@@ -148,6 +172,7 @@ def test_the_limit_is_trained_by_its_own_kernels(names):
     np.testing.assert_allclose(names["bayes"].covariance, covariance, atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_the_other_loss_is_trained(names):
     history = names["history"]
     assert history.diverged_at is None
@@ -155,6 +180,7 @@ def test_the_other_loss_is_trained(names):
     assert names["logits"].shape == (5, 3)
 
 
+@pytest.mark.thorough
 def test_the_page_on_every_step_trains_and_weighs():
     with jax.numpy_rank_promotion("allow"):  # Flax layers promote their biases
         found = run("every_step.md")
@@ -169,6 +195,7 @@ def test_the_page_on_every_step_trains_and_weighs():
     assert len(set(np.asarray(found["chosen"]).tolist())) == 8
 
 
+@pytest.mark.thorough
 def test_the_page_on_infinite_width_prints_what_it_shows(capsys):
     jax.config.update("jax_enable_x64", False)  # as its reader has it
     try:

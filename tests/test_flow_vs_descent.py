@@ -116,6 +116,7 @@ def results():
     return run(Config(**QUICK))
 
 
+@pytest.mark.thorough
 def test_below_the_critical_curvature_both_rates_follow_the_flow(results):
     equal = results.summary["equal flow time"]
     assert equal["share together, curvature below 2 / large rate"] == 1
@@ -125,11 +126,13 @@ def test_below_the_critical_curvature_both_rates_follow_the_flow(results):
     assert 0 < bend["starts above it somewhere along the flow"] < QUICK["starts"]
 
 
+@pytest.mark.thorough
 def test_euler_meets_the_flow_with_slope_1(results):
     slope = results.summary["Euler and the flow"]["slope of the median at the smallest"]
     assert abs(slope - 1) < 0.1
 
 
+@pytest.mark.thorough
 def test_the_small_rate_carried_on_begins_as_the_descent_of_the_small_rate(results):
     arrays, config = results.arrays, results.config
     at_large = arrays["steps"] * config.ratio
@@ -139,6 +142,7 @@ def test_the_small_rate_carried_on_begins_as_the_descent_of_the_small_rate(resul
     np.testing.assert_allclose(arrays["small_carried_on"][both], arrays["small"][same], atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_flow_times_are_steps_times_rates(results):
     summary, config = results.summary, results.config
     assert summary["small rate"]["flow time"] == config.steps * config.small_rate
@@ -147,6 +151,7 @@ def test_the_flow_times_are_steps_times_rates(results):
     assert stopped["steps"] * config.ratio == config.steps
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_are_made_from_the_results(results):
     with plots.style():
         figures = plot(results)
@@ -158,6 +163,7 @@ def test_figures_and_conclusions_are_made_from_the_results(results):
     assert all(np.isfinite(v) for rows in results.summary.values() for v in rows.values())
 
 
+@pytest.mark.thorough
 def test_a_run_is_repeated_to_the_same_bits(results):
     again = run(Config(**QUICK))
     assert all(np.array_equal(results.arrays[k], v) for k, v in again.arrays.items())

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from thoroughness import few
 
 from experiments.ising_chain import (
     METHODS,
@@ -33,7 +34,7 @@ def hamiltonian(sites, field):
 
 
 @pytest.mark.parametrize("field", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize("sites", [4, 6, 8])
+@few("sites", [4, 6, 8], 2)
 def test_the_ground_energy_is_that_of_the_dense_matrix(sites, field):
     lowest = np.linalg.eigvalsh(hamiltonian(sites, field))[0]
     assert ground_energy(sites, field) == pytest.approx(lowest, rel=1e-12)
@@ -59,7 +60,7 @@ def test_samples_have_the_probabilities_they_are_drawn_with():
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 40_000, p, atol=0.01)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@few("name", NETWORKS)
 def test_wave_functions_begin_even_under_a_flip_of_all_spins(name):
     f, draw = NETWORKS[name]
     config, x = Config(**QUICK), jnp.asarray(configurations(8))
@@ -73,6 +74,7 @@ def results():
     return run(Config(**QUICK))
 
 
+@pytest.mark.thorough
 def test_natural_gradients_find_the_ground_state_of_a_small_chain(results):
     for network in NETWORKS:
         for method in METHODS:
@@ -85,6 +87,7 @@ def test_natural_gradients_find_the_ground_state_of_a_small_chain(results):
         assert final["gradient descent"] > 5 * final["minSR"]
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_tell_the_methods(results):
     assert set(plot(results)) == {"energies"}
     told = " ".join(conclude(results))

@@ -60,6 +60,7 @@ def test_linearize_gives_the_linearization_of_the_text(w0):
             np.testing.assert_allclose(model, expected, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.thorough
 def test_the_landscapes_are_those_of_the_text(results):
     for alpha in CONFIG.alphas:
         displacement = results.arrays[f"displacement/{alpha:g}"]
@@ -77,6 +78,7 @@ def test_the_landscapes_are_those_of_the_text(results):
             )
 
 
+@pytest.mark.thorough
 def test_h_is_drawn_where_its_anchor_is(results):
     for anchor in (CONFIG.w0, TEXT_W0):
         w = results.arrays[f"w/{anchor:g}"]
@@ -86,12 +88,14 @@ def test_h_is_drawn_where_its_anchor_is(results):
         np.testing.assert_allclose(results.arrays[f"network_h/{anchor:g}"], expected, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_the_tangent_model_reaches_its_minimum(results):
     way = CONFIG.y / text_f(CONFIG.x, CONFIG.w0)
     ends = results.arrays["tangent_path"][:, -1] * np.asarray(CONFIG.alphas)
     np.testing.assert_allclose(ends, way, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_path_of_the_tangent_model_is_that_of_a_loop(results):
     alpha, w = CONFIG.alphas[1], CONFIG.w0
     slope = text_f(CONFIG.x, CONFIG.w0)
@@ -107,6 +111,7 @@ def test_the_path_of_the_tangent_model_is_that_of_a_loop(results):
     )
 
 
+@pytest.mark.thorough
 def test_model_and_tangent_model_come_together_as_theorem_2_2_says(results):
     overall = results.summary["all alphas"]
     assert overall["slope of the distance of the two ends over the last two alphas"] == (
@@ -116,12 +121,14 @@ def test_model_and_tangent_model_come_together_as_theorem_2_2_says(results):
     assert overall[differences] == pytest.approx(-0.75, abs=0.1)  # the window's own power
 
 
+@pytest.mark.thorough
 def test_a_small_alpha_has_many_minima_and_a_large_one_has_one(results):
     minima = "local minima in the window, network"
     assert results.summary["alpha 1"][minima] > 10
     assert results.summary["alpha 10000"][minima] == 1
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_come_from_the_results(results):
     with plots.style():
         figures = plot(results)

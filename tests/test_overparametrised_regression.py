@@ -9,6 +9,7 @@ def results():
     return run(Config(n=2000, wide_p=300, wide_n=60, steps=300))
 
 
+@pytest.mark.thorough
 def test_exactly_as_many_coordinates_move_as_the_rank(results):
     narrow, wide = results.summary["p = 100, n = 2000"], results.summary["p = 300, n = 60"]
     assert narrow["coordinates that move"] == narrow["rank of X"] == 100
@@ -18,6 +19,7 @@ def test_exactly_as_many_coordinates_move_as_the_rank(results):
     assert moved[-60] > 1e-6  # nothing is close to the bound
 
 
+@pytest.mark.thorough
 def test_the_largest_eigenvalue_meets_the_edge_less_the_tracy_widom_shift():
     found = run(Config(steps=1, wide_p=20, wide_n=10)).summary["largest eigenvalue over many draws"]
     assert abs(found["standard errors between mean and law"]) < 3
@@ -27,6 +29,7 @@ def test_the_largest_eigenvalue_meets_the_edge_less_the_tracy_widom_shift():
     assert abs(found["mean"] - found["Marchenko-Pastur edge"]) > 3 * found["standard error"]
 
 
+@pytest.mark.thorough
 def test_training_is_the_closed_form(results):
     for name in ("p = 100, n = 2000", "p = 300, n = 60"):
         numbers = results.summary[name]
@@ -37,6 +40,7 @@ def test_training_is_the_closed_form(results):
         )
 
 
+@pytest.mark.thorough
 def test_a_step_is_that_of_the_practical(results):
     """w <- w - eta X X^T w + eta X Y: in the eigenbasis the movement is geometric."""
     moved, values = results.arrays["narrow/moved"], results.arrays["narrow/eigenvalues"]
@@ -45,6 +49,7 @@ def test_a_step_is_that_of_the_practical(results):
     np.testing.assert_allclose(ratio, expected, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_are_drawn(results):
     assert set(plot(results)) == {"spectrum", "gram", "training", "coordinates"}
     assert "60 of 300 coordinates move" in conclude(results)[2]

@@ -10,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparison_example import example
+from thoroughness import few
 
-from lazyjax import Comparison, compare, plots, verdicts
-from lazyjax.comparison import compare_ensemble
+from lazyjax import Comparison, compare, pages, plots, verdicts
+from lazyjax.comparison import compare_ensemble, join
 from lazyjax.models import from_linen, shallow_mlp
 from lazyjax.types import Dataset
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-X = jnp.linspace(-1, 1, 8)[:, None]
+X = jnp.asarray(np.linspace(-1, 1, 8)[:, None])
 DATA = Dataset(X, jnp.sin(4 * X))
 
 
 @pytest.fixture(scope="module")
 def curve():
-    f, params = from_linen(shallow_mlp(20), jax.random.key(0), X)
-    return compare(f, params, DATA, optax.sgd(0.01), steps=30, test=X)
+    return example()
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +58,33 @@ def test_the_page_has_verdict_figures_numbers_settings_and_the_lines(curve, tmp_
         assert name in text
         assert value in text
     assert "curve.report(tmp_path / &quot;new&quot;)" in text  # the line that made it
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    monkeypatch.setattr(pages, "_png", lambda figure: b"")
+
+
+def test_lines_that_are_given_are_shown(curve, unpainted, tmp_path):
     own = curve.report(tmp_path / "own.html", code="a < b")
+    assert own == tmp_path / "own.html"
     assert "a &lt; b" in own.read_text()
 
 
-def test_members_have_a_column_each_and_their_labels(seeds, tmp_path):
-    text = seeds.report(tmp_path, ["one", "two"], code="").read_text()
+def test_members_have_a_column_each_and_their_labels(curve, unpainted, tmp_path):
+    text = join([curve, curve]).report(tmp_path, ["one", "two"], code="").read_text()
     assert '<th class="number">one</th><th class="number">two</th>' in text
     assert "two: " in text
     assert "all 2" in text or "1 " in text
     assert "The lines" not in text
 
 
-def test_many_members_have_a_range(seeds, tmp_path):
-    from lazyjax.comparison import join
-
-    text = join([seeds] * 5).report(tmp_path, code="").read_text()
+def test_many_members_have_a_range(curve, unpainted, tmp_path):
+    text = join([curve] * 10).report(tmp_path, code="").read_text()
     assert '<th class="number">least</th>' in text
 
 
+@pytest.mark.thorough
 def test_figures_are_those_of_what_is_compared(curve, classifier, seeds):
     assert set(curve.plot()) == {"functions", "training", "layers", "kernels", "measures"}
     figures = classifier.plot()
@@ -91,6 +100,7 @@ def test_figures_are_those_of_what_is_compared(curve, classifier, seeds):
     assert len(seeds.plot()["predictions"].axes) == 2
 
 
+@pytest.mark.thorough
 def test_a_classifier_is_right_where_it_says_so(classifier):
     x, y = classifier.x, classifier.y
     outputs = classifier.network.train[0, -1]
@@ -102,35 +112,41 @@ def test_a_classifier_is_right_where_it_says_so(classifier):
     assert "softmax cross entropy" in classifier.no_closed_form
 
 
-def test_notebooks_show_verdict_and_curves(curve, seeds):
+def test_notebooks_show_verdict_and_curves(curve):
     card = curve._repr_html_()
     assert verdicts(curve)[0].sentence in card
     assert card.count("<img ") == 1
+    assert "in 300 steps" in curve.histories["network"]._repr_html_()
+
+
+@pytest.mark.thorough
+def test_notebooks_show_medians_of_an_ensemble(seeds):
     history = seeds.histories["network"]
     assert "2 members, medians: loss" in history._repr_html_()
-    assert "in 30 steps" in curve.histories["network"]._repr_html_()
     titles = [ax.get_title() for ax in history.plot().axes]
     assert titles == ["training loss", "movement of all weights", "movement of each layer"]
 
 
-def test_it_comes_back_whole(curve, classifier, seeds, tmp_path):
-    for compared in (curve, classifier, seeds):
-        compared.save(tmp_path / "compared.npz")
-        back = Comparison.load(tmp_path / "compared.npz")
-        found, wanted = back.arrays(), compared.arrays()
-        assert list(found) == list(wanted)
-        for name, array in wanted.items():
-            np.testing.assert_array_equal(found[name], array)
-        assert back.numbers() == compared.numbers()
-        assert back.settings == compared.settings
-        assert verdicts(back) == verdicts(compared)
-        for name, history in compared.histories.items():
-            other = back.histories[name]
-            np.testing.assert_array_equal(other.loss, history.loss)
-            assert other.diverged_at == history.diverged_at
-            jax.tree.map(np.testing.assert_array_equal, other.params, history.params)
+@few("name", ["curve", "classifier", "seeds"])
+def test_it_comes_back_whole(name, request, tmp_path):
+    compared = request.getfixturevalue(name)
+    compared.save(tmp_path / "compared.npz")
+    back = Comparison.load(tmp_path / "compared.npz")
+    found, wanted = back.arrays(), compared.arrays()
+    assert list(found) == list(wanted)
+    for key, array in wanted.items():
+        np.testing.assert_array_equal(found[key], array)
+    assert back.numbers() == compared.numbers()
+    assert back.settings == compared.settings
+    assert verdicts(back) == verdicts(compared)
+    for key, history in compared.histories.items():
+        other = back.histories[key]
+        np.testing.assert_array_equal(other.loss, history.loss)
+        assert other.diverged_at == history.diverged_at
+        jax.tree.map(np.testing.assert_array_equal, other.params, history.params)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [420, 1280])
 def test_a_browser_shows_it_without_scrolling_sideways(classifier, tmp_path, width):

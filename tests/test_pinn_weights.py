@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from thoroughness import few
 
 from experiments.pinn_weights import (
     QUICK,
@@ -24,7 +25,9 @@ from experiments.pinn_weights import (
 SMALL = QUICK | {"points": 20, "width": 50, "steps": 1000, "widths": (5, 40)}
 
 
-@pytest.fixture(scope="module", params=["standard", "ntk"])
+@pytest.fixture(
+    scope="module", params=["ntk", pytest.param("standard", marks=pytest.mark.thorough)]
+)
 def small(request):
     config = Config(parametrization=request.param, points=6)
     problem = make_problem(config, frequency=2.0, width=7)
@@ -37,7 +40,7 @@ def results():
 
 
 def rows_of_jacobian(f, params, x):
-    J = jax.jacobian(lambda w: f(w, x)[:, 0])(params)
+    J = jax.jit(jax.jacobian(lambda w: f(w, x)[:, 0]))(params)
     return np.concatenate([np.reshape(leaf, (len(x), -1)) for leaf in jax.tree.leaves(J)], 1)
 
 
@@ -126,7 +129,7 @@ def test_the_weights_are_those_of_algorithm_1(small):
     np.testing.assert_allclose(np.sum(1 / found), 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@few("weighted", [True, False])
 def test_training_is_gradient_descent_with_weights_taken_anew(small, weighted):
     """Two blocks of three steps by hand."""
     _, problem, params = small
@@ -134,11 +137,12 @@ def test_training_is_gradient_descent_with_weights_taken_anew(small, weighted):
     final, records = train_network(
         problem, params, optax.sgd(rate), steps=6, every=3, weighted=weighted
     )
+    gradients = jax.jit(lambda w: jax.jacobian(losses, argnums=1)(problem, w))
     lambdas = []
     for n in range(6):
         if n % 3 == 0:
             lambdas.append(kernel_weights(problem, params) if weighted else np.ones(2))
-        J = jax.jacobian(losses, argnums=1)(problem, params)
+        J = jax.tree.map(np.asarray, gradients(params))
         b, r = lambdas[-1]
         params = jax.tree.map(lambda w, d: w - rate * (b * d[0] + r * d[1]), params, J)  # noqa: B023
     for leaf, expected in zip(jax.tree.leaves(final), jax.tree.leaves(params), strict=True):
@@ -150,6 +154,7 @@ def test_training_is_gradient_descent_with_weights_taken_anew(small, weighted):
     np.testing.assert_allclose(records["lambdas"][-1], kernel_weights(problem, params), rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_quick_run_has_the_weights_of_its_kernels(results):
     config = results.config
     problem = make_problem(config, frequency=4.0, width=config.width)
@@ -167,12 +172,14 @@ def test_the_quick_run_has_the_weights_of_its_kernels(results):
     np.testing.assert_allclose(problem.grid[:, 0], results.arrays["grid"])
 
 
+@pytest.mark.thorough
 def test_the_residual_kernel_dominates_where_x_is_normalised(results):
     ratios = results.summary["tr(K_rr) / tr(K_uu)"]
     assert ratios["initial"] > 10 * ratios["unscaled"]
     assert ratios["initial"] > 20
 
 
+@pytest.mark.thorough
 def test_the_weights_bring_u_nearer_to_the_solution(results):
     for rows in results.summary["trainings"].values():
         plain, weighted = (rows[weighting] for weighting in WEIGHTINGS)
@@ -180,6 +187,7 @@ def test_the_weights_bring_u_nearer_to_the_solution(results):
         assert weighted["boundary loss"] < plain["boundary loss"] / 100
 
 
+@pytest.mark.thorough
 def test_the_wider_network_is_the_lazier(results):
     assert set(results.summary["widths"]) == {"a = 1", "a = 4"}
     for rows in results.summary["widths"].values():
@@ -187,6 +195,7 @@ def test_the_wider_network_is_the_lazier(results):
             assert rows["width 40"][what] < rows["width 5"][what] / 2
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_tell_everything(results):
     assert set(plot(results)) == {"spectra", "training", "solution", "weights", "widths"}
     told = conclude(results)

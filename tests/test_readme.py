@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from experiments import __main__ as command
 from experiments import runner
@@ -22,6 +23,7 @@ def run(*numbers):
     return names
 
 
+@pytest.mark.thorough
 def test_the_own_model_of_the_readme_runs_and_says_how_lazy_it_was(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run(0)
@@ -37,6 +39,7 @@ def test_the_own_model_of_the_readme_runs_and_says_how_lazy_it_was(capsys, tmp_p
     assert len(own) == 8
 
 
+@pytest.mark.thorough
 def test_the_kernels_of_the_readme_are_there_and_agree(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run(1, 2)

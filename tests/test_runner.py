@@ -224,6 +224,7 @@ def start(out):
     return subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_killed_ends_as_an_undisturbed_one(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     start(undisturbed).communicate()

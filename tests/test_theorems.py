@@ -60,6 +60,7 @@ def distances():
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "slope"),
     [

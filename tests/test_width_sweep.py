@@ -9,6 +9,7 @@ def results():
     return run(Config(widths=(8, 512), steps=2000))
 
 
+@pytest.mark.thorough
 def test_the_wider_network_is_the_lazier(results):
     thin, wide = results.summary["width 8"], results.summary["width 512"]
     for name in (
@@ -19,11 +20,13 @@ def test_the_wider_network_is_the_lazier(results):
         assert wide[name] < thin[name] / 3
 
 
+@pytest.mark.thorough
 def test_the_closed_form_predicts_the_tangent_models(results):
     for numbers in results.summary.values():
         assert numbers["largest gap between tangent model and closed form"] < 1e-11
 
 
+@pytest.mark.thorough
 def test_figures_and_conclusions_tell_every_width(results):
     shared = {"functions", "training", "layers", "kernels", "measures"}
     assert set(plot(results)) == shared | {"laziness"}

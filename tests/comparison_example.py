@@ -1,0 +1,36 @@
+"""One small comparison for the tests of several modules: made once, and compiled once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lazyjax.comparison import Comparison, compare
+from lazyjax.types import Dataset, Params
+
+X = np.linspace(-1, 1, 8)[:, None]
+DATA = Dataset(jnp.asarray(X), jnp.asarray(np.sin(4 * X)))
+TEST = jnp.asarray(np.linspace(-1, 1, 5)[:, None])
+RUN = {"steps": 300, "test": TEST}
+
+
+def network(params: Params, x: jax.Array) -> jax.Array:
+    """Give the outputs (N, 1) of one layer of ReLU units."""
+    h = jax.nn.relu(x @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"][None])
+    return h @ params["output"]["kernel"]
+
+
+def start(seed: int, width: int = 100) -> Params:
+    """Draw the weights of a network."""
+    draw = np.random.default_rng(seed).uniform
+    hidden = {"kernel": draw(-1, 1, (1, width)), "bias": draw(-1, 1, width)}
+    output = {"kernel": draw(-1, 1, (width, 1)) / width**0.5}
+    return jax.tree.map(jnp.asarray, {"hidden_0": hidden, "output": output})
+
+
+@functools.cache
+def example() -> Comparison:
+    """Compare a network that is nearly lazy with its tangent model."""
+    return compare(network, start(0), DATA, optax.sgd(0.01), **RUN)
