@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_reference import quickly
-
 from thoroughness import few
 
 from lazyjax.blocks import even, in_blocks, starts

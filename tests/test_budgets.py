@@ -33,10 +33,22 @@ def model(params, x):
     return h.mean(1) @ params["c"]
 
 
-@few(("method", "x2"), [("jacobian_contraction", None), ("structured_derivatives", X2)])
-def test_a_budget_is_kept_to_and_changes_only_rounding(method, x2):
-    whole = ntk(model, PARAMS, X1, x2, method=method)
-    request = check(model, PARAMS, X1, x2, method=method)
+def shallow(params, x):
+    return jnp.tanh(x @ params["a"]).mean(1) @ params["c"]
+
+
+@few(
+    ("f", "method", "x2"),
+    [
+        (shallow, "jacobian_contraction", None),
+        (model, "jacobian_contraction", None),
+        (model, "structured_derivatives", X2),
+    ],
+)
+def test_a_budget_is_kept_to_and_changes_only_rounding(f, method, x2):
+    params = PARAMS if f is model else {name: PARAMS[name] for name in "ac"}
+    whole = ntk(f, params, X1, x2, method=method)
+    request = check(f, params, X1, x2, method=method)
     free = peak(request)
     levels = set()
     for share in (1.0, 0.6, 0.4):
@@ -46,20 +58,22 @@ def test_a_budget_is_kept_to_and_changes_only_rounding(method, x2):
             continue
         levels.add(fitted.options.level)
         assert peak(fitted) <= share * free
-        found = ntk(model, PARAMS, X1, x2, method=method, memory=int(share * free))
+        found = ntk(f, params, X1, x2, method=method, memory=int(share * free))
         assert found.shape == whole.shape
         np.testing.assert_allclose(found, whole, rtol=1e-11, atol=1e-11 * np.abs(whole).max())
     assert 0 in levels
     assert len(levels) > 1
 
 
-def test_what_cannot_be_kept_to_is_refused_with_the_least_that_would_do():
+@few(("f", "options"), [(shallow, {"method": "jacobian_contraction"}), (model, {})])
+def test_what_cannot_be_kept_to_is_refused_with_the_least_that_would_do(f, options):
+    params = PARAMS if f is model else {name: PARAMS[name] for name in "ac"}
     with pytest.raises(
         ValueError, match=r"`memory` must be at least [0-9.]+KiB .*got 2000"
     ) as refusal:
-        ntk(model, PARAMS, X1, X2, memory=2000)
+        ntk(f, params, X1, X2, memory=2000, **options)
     least = str(refusal.value).split("at least ")[1].split(" ")[0]
-    assert ntk(model, PARAMS, X1, X2, memory=least).shape == (16, 11, 3, 3)
+    assert ntk(f, params, X1, X2, memory=least, **options).shape == (16, 11, 3, 3)
 
 
 def test_a_budget_works_under_jit():

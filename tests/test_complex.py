@@ -224,8 +224,8 @@ def test_hermitian_kernels_are_computed_in_tiles(name, itself):
 @few(
     ("reduce", "method"),
     [
-        ("diagonal", "structured_derivatives"),
         ("trace", "jacobian_contraction"),
+        ("diagonal", "structured_derivatives"),
         ("sum", "structured_derivatives"),
         ("diagonal", "jacobian_contraction"),
         ("trace", "structured_derivatives"),

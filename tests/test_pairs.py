@@ -150,7 +150,8 @@ def test_two_tables_of_tokens_meet():
     close(lazyjax.ntk(looked_up, PARAMS, TOKENS, TOKENS[:3], g=also_looked_up), wanted)
 
 
-@few("reduce", ["diagonal", "none", "trace", "sum"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("reduce", ["none", "diagonal", "trace", "sum"])
 def test_with_itself_it_is_the_kernel_of_one_function(reduce):
     def kernels(p):
         one, other = (lazyjax.ntk(net, p, X, OTHER, g=g, reduce=reduce) for g in (net, None))

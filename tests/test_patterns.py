@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_models import filled
 
 from lazyjax.metrics import pattern_change
 from lazyjax.models import deep_mlp, from_linen, preactivations
@@ -20,7 +21,8 @@ def two_layers(w, x):
 
 def test_the_inputs_of_an_mlp_are_its_preactivations():
     module = deep_mlp(4)
-    f, params = from_linen(module, jax.random.key(1), X)
+    shapes = jax.eval_shape(module.init, jax.random.key(1), X)
+    f, params = from_linen(module, None, X, variables=filled(shapes))
     g, h = relu_inputs(f, params, X), preactivations(module)
     both = jax.jit(lambda p: (g(p, X), h(p, X)))(params)
     for found, wanted in zip(*both, strict=True):
