@@ -76,6 +76,7 @@ def test_what_cannot_be_kept_to_is_refused_with_the_least_that_would_do(f, optio
     assert ntk(f, params, X1, X2, memory=least, **options).shape == (16, 11, 3, 3)
 
 
+@pytest.mark.thorough
 def test_a_budget_works_under_jit():
     found = jax.jit(lambda w, x: ntk(model, w, x, memory="1GiB", reduce="trace"))(PARAMS, X1)
     np.testing.assert_allclose(found, ntk(model, PARAMS, X1, reduce="trace"), rtol=1e-11)

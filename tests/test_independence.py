@@ -663,7 +663,6 @@ def there_and_back_of(case):
     RIGHT,
     "a gradient of the sum by x",
     "the diagonal of a product",
-    "writes by numbers",
     "a loop that writes",
     "reversed and back",
     "as a batch of one, padded",
@@ -686,7 +685,6 @@ def test_a_model_that_treats_examples_alone_is_let_through(name):
     "time first",
     "a bound that is the longest of the batch",
     "rolled and back",
-    "switch on an integer leaf, and a suspect",
     "a callback",
     "random features",
 )

@@ -27,10 +27,8 @@ FORWARD_ONLY = {"while_loop"}
 METHOD = "structured_derivatives"
 ORDERS = dict(zip(MODELS, cycle(ORDERED)))  # of the whole kernel of a model; all of them thoroughly
 EACH_TIME = {
-    "products with and without their biases": METHOD,
-    "factors of the weights": "structured_derivatives by jacobian",
+    "products with and without their biases": "structured_derivatives by jacobian",
     "einsum to heads and back": "structured_derivatives by apply",
-    "convolution: all at once": METHOD,
     "convolution: groups and stride": "structured_derivatives by slices",
     "tokens out of bounds, zero": METHOD,
     "a tied decoder": "structured_derivatives by gram",
@@ -45,7 +43,6 @@ EACH_TIME = {
     "a gradient by x, an example at a time": METHOD,
 }
 PULLED_EACH_TIME = {
-    "biases of several axes": METHOD,
     "convolution: channels first": METHOD,
     "a tied decoder": "jacobian_contraction",
     "scan in scan": METHOD,

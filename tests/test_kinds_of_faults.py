@@ -221,7 +221,8 @@ def test_in_float32_constants_neither_overflow_nor_vanish(name, method):
     check_whole(ntk(f, small, x, method=method), leaf_kernels([j], [j]), 1e-5)
 
 
-@few("name", EXTREME)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", EXTREME)
 def test_extreme_constants_in_float32_are_verified(name):
     verify(*extreme(name))
 

@@ -126,6 +126,7 @@ def test_complex_parameters_have_a_hermitian_form(mu):
     np.testing.assert_allclose(flat(found), expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_complex_parameters_may_be_two_real_ones():
     """The real form of complex parameters is that of their parts."""
     residual = complex_ones(7, 2)
