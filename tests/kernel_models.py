@@ -1232,7 +1232,8 @@ def in_float32(build):
     """Give the same model with weights and inputs in float32."""
 
     def convert(a):
-        return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+        floats = jnp.issubdtype(a.dtype, jnp.floating)
+        return jnp.asarray(np.asarray(a), np.float32 if floats else a.dtype)
 
     case = build()
     return Case(case.f, *jax.tree.map(convert, (case.params, case.x1, case.x2)))

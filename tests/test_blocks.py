@@ -1,8 +1,12 @@
 """A batch in blocks is the batch, whatever their size, and a kernel in tiles is the kernel."""
 
+from itertools import product
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_reference import quickly
+from thoroughness import few
 
 from lazyjax.blocks import even, in_blocks, starts
 from lazyjax.tiling import tiled
@@ -22,12 +26,16 @@ def test_blocks_are_even_and_reach_every_example(n, size):
     assert set(range(n)) == {i + j for i in first for j in range(block)}
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 20])
+@few("size", [3, 1, 2, 7, 20])
 def test_a_function_in_blocks_is_the_function(size):
     x = {"a": normal(0, 7, 3), "b": normal(1, 7)}
-    found = in_blocks(lambda x: {"y": x["a"].sum(1) * x["b"], "z": 2 * x["a"]}, x, size)
-    np.testing.assert_array_equal(found["y"], x["a"].sum(1) * x["b"])
-    np.testing.assert_array_equal(found["z"], 2 * x["a"])
+
+    def f(x):
+        return {"y": x["a"].sum(1) * x["b"], "z": 2 * x["a"]}
+
+    found, whole = quickly(lambda x: (in_blocks(f, x, size), f(x)), x)
+    np.testing.assert_array_equal(found["y"], whole["y"])
+    np.testing.assert_array_equal(found["z"], whole["z"])
 
 
 def contract(f1, f2):
@@ -36,16 +44,24 @@ def contract(f1, f2):
     return {-1: jnp.einsum("nkp,mlp->nmkl", f1, other)}
 
 
-@pytest.mark.parametrize("prepare", [None, lambda part: 3 * part])
-@pytest.mark.parametrize("sides", [(1, 1), (2, 3), (3, 3), (4, 7), (7, 5)])
-def test_a_kernel_in_tiles_is_the_kernel(sides, prepare):
+SIDES = [(1, 1), (2, 3), (3, 3), (4, 7), (7, 5)]
+TRIPLED = [((2, 3), True), ((1, 1), False)]
+ROWS = sorted(product(SIDES, [True, False]), key=lambda row: row not in TRIPLED)
+
+
+@few(("sides", "tripled"), ROWS, 2)
+def test_a_kernel_in_tiles_is_the_kernel(sides, tripled):
     one, other = normal(2, 7, 2, 4), normal(3, 5, 2, 4)
-    scale = 1 if prepare is None else 9
-    found = tiled(contract, one, other, rows=sides[0], columns=sides[1], prepare=prepare)[-1]
+    prepare, scale = (lambda part: 3 * part, 9) if tripled else (None, 1)
+
+    def tiles(one, other):
+        return tiled(contract, one, other, rows=sides[0], columns=sides[1], prepare=prepare)[-1]
+
+    found = quickly(tiles, one, other)
     assert found.shape == (7, 5, 2, 2)
-    np.testing.assert_allclose(found, scale * contract(one, other)[-1], rtol=1e-13)
-    own = tiled(contract, one, None, rows=sides[0], columns=sides[1], prepare=prepare)[-1]
-    np.testing.assert_allclose(own, scale * contract(one, None)[-1], rtol=1e-13)
+    np.testing.assert_allclose(found, scale * np.einsum("nkp,mlp->nmkl", one, other), rtol=1e-13)
+    own = quickly(tiles, one, None)
+    np.testing.assert_allclose(own, scale * np.einsum("nkp,mlp->nmkl", one, one), rtol=1e-13)
     if sides == (1, 1):  # every tile beside the diagonal is the mirror image of another
         apart = ~np.eye(7, dtype=bool)
         np.testing.assert_array_equal(own[apart], own.transpose(1, 0, 3, 2)[apart])

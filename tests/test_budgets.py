@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from thoroughness import few
 
 from lazyjax import costs
 from lazyjax.kernels import METHODS, check, estimate, explain, ntk
@@ -14,7 +15,7 @@ from lazyjax.memory import bytes_of
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 PARAMS = {
@@ -32,12 +33,22 @@ def model(params, x):
     return h.mean(1) @ params["c"]
 
 
-@pytest.mark.parametrize(
-    ("method", "x2"), [("structured_derivatives", X2), ("jacobian_contraction", None)]
+def shallow(params, x):
+    return jnp.tanh(x @ params["a"]).mean(1) @ params["c"]
+
+
+@few(
+    ("f", "method", "x2"),
+    [
+        (shallow, "jacobian_contraction", None),
+        (model, "jacobian_contraction", None),
+        (model, "structured_derivatives", X2),
+    ],
 )
-def test_a_budget_is_kept_to_and_changes_only_rounding(method, x2):
-    whole = ntk(model, PARAMS, X1, x2, method=method)
-    request = check(model, PARAMS, X1, x2, method=method)
+def test_a_budget_is_kept_to_and_changes_only_rounding(f, method, x2):
+    params = PARAMS if f is model else {name: PARAMS[name] for name in "ac"}
+    whole = ntk(f, params, X1, x2, method=method)
+    request = check(f, params, X1, x2, method=method)
     free = peak(request)
     levels = set()
     for share in (1.0, 0.6, 0.4):
@@ -47,22 +58,25 @@ def test_a_budget_is_kept_to_and_changes_only_rounding(method, x2):
             continue
         levels.add(fitted.options.level)
         assert peak(fitted) <= share * free
-        found = ntk(model, PARAMS, X1, x2, method=method, memory=int(share * free))
+        found = ntk(f, params, X1, x2, method=method, memory=int(share * free))
         assert found.shape == whole.shape
         np.testing.assert_allclose(found, whole, rtol=1e-11, atol=1e-11 * np.abs(whole).max())
     assert 0 in levels
     assert len(levels) > 1
 
 
-def test_what_cannot_be_kept_to_is_refused_with_the_least_that_would_do():
+@few(("f", "options"), [(shallow, {"method": "jacobian_contraction"}), (model, {})])
+def test_what_cannot_be_kept_to_is_refused_with_the_least_that_would_do(f, options):
+    params = PARAMS if f is model else {name: PARAMS[name] for name in "ac"}
     with pytest.raises(
         ValueError, match=r"`memory` must be at least [0-9.]+KiB .*got 2000"
     ) as refusal:
-        ntk(model, PARAMS, X1, X2, memory=2000)
+        ntk(f, params, X1, X2, memory=2000, **options)
     least = str(refusal.value).split("at least ")[1].split(" ")[0]
-    assert ntk(model, PARAMS, X1, X2, memory=least).shape == (16, 11, 3, 3)
+    assert ntk(f, params, X1, X2, memory=least, **options).shape == (16, 11, 3, 3)
 
 
+@pytest.mark.thorough
 def test_a_budget_works_under_jit():
     found = jax.jit(lambda w, x: ntk(model, w, x, memory="1GiB", reduce="trace"))(PARAMS, X1)
     np.testing.assert_allclose(found, ntk(model, PARAMS, X1, reduce="trace"), rtol=1e-11)
@@ -94,6 +108,7 @@ def test_what_is_no_amount_of_memory_is_refused(memory, error, message):
         within_budget(check(model, PARAMS, X1, X2), memory)
 
 
+@pytest.mark.thorough
 def test_the_estimate_of_each_method_is_what_xla_says_of_it_and_its_operations_grow():
     found = estimate(model, PARAMS, X1, X2)
     assert set(found) == set(METHODS)
@@ -167,16 +182,17 @@ def test_the_table_is_printed_and_says_that_arrays_of_f_are_constants(capsys):
     assert all(name in printed for name in PARAMS)
 
 
-def test_a_changed_table_of_rates_is_seen_for_shapes_that_were_planned_before(monkeypatch):
-    def ways():
-        methods = list(estimate(model, PARAMS, X1, X2))
-        return methods, str(jax.make_jaxpr(lambda x: ntk(model, PARAMS, x))(X1))
+WAYS = {
+    "a program": lambda: str(jax.make_jaxpr(lambda x: ntk(model, PARAMS, x))(X1)),
+    "an estimate": lambda: next(iter(estimate(model, PARAMS, X1, X2))),
+}
 
-    before = ways()
+
+@few("way", WAYS)
+def test_a_changed_table_of_rates_is_seen_for_shapes_that_were_planned_before(way, monkeypatch):
+    before = WAYS[way]()
     slow_products = costs.RATES["cpu"]._replace(products=1.0, cache=2**10)
     monkeypatch.setitem(costs.RATES, "cpu", slow_products)
-    methods, program = ways()
-    assert methods[0] != before[0][0]
-    assert program != before[1]
+    assert WAYS[way]() != before
     monkeypatch.undo()
-    assert ways() == before
+    assert WAYS[way]() == before

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_reference import quickly
+from thoroughness import few
 
 import lazyjax
 from lazyjax.kernels import METHODS
@@ -12,14 +14,15 @@ RNG = np.random.default_rng(0)
 
 
 def complex_ones(*shape):
-    return jnp.asarray(RNG.normal(size=shape) + 1j * RNG.normal(size=shape))
+    return RNG.normal(size=shape) + 1j * RNG.normal(size=shape)
 
 
 X = jnp.asarray(RNG.normal(size=(6, 3)))
 OTHER = jnp.asarray(RNG.normal(size=(4, 3)))
-COMPLEX = {"a": complex_ones(3, 7), "b": complex_ones(7), "c": complex_ones(7, 2)}
-REAL = {"a": COMPLEX["a"].real, "c": COMPLEX["c"].imag}
-MIXED = {**COMPLEX, "d": REAL["c"], "s": complex_ones()}
+NUMBERS = {"a": complex_ones(3, 7), "b": complex_ones(7), "c": complex_ones(7, 2)}
+COMPLEX = jax.tree.map(jnp.asarray, NUMBERS)
+REAL = {"a": jnp.asarray(NUMBERS["a"].real), "c": jnp.asarray(NUMBERS["c"].imag)}
+MIXED = {**COMPLEX, "d": REAL["c"], "s": jnp.asarray(complex_ones())}
 
 
 def holomorphic(p, x):
@@ -97,7 +100,7 @@ HOLOMORPHIC = {
     "recomputed": (recomputed, {"a": COMPLEX["a"]}),
     "at the end": (complex_at_the_end, REAL),
     "real weights": (real_weights_of_complex_values, REAL),
-    "while": (a_while, {"a": 0.1 * COMPLEX["a"]}),
+    "while": (a_while, {"a": jnp.asarray(0.1 * NUMBERS["a"])}),
 }
 MODELS = {
     **HOLOMORPHIC,
@@ -106,36 +109,34 @@ MODELS = {
 }
 
 
-def by_parts(f, p, x):
-    """Give J (N, K, P) of the parts of the outputs by the parts of the parameters, by columns."""
+def by_parts(f, p):
+    """Give J (N, K, P) of the parts of the outputs by the parts of the parameters, at x and other."""
     leaves, tree = jax.tree.flatten(p)
-    parts = [(w.real, w.imag) if jnp.iscomplexobj(w) else (w,) for w in leaves]
+    parts = [(np.real(w), np.imag(w)) if jnp.iscomplexobj(w) else (w,) for w in leaves]
 
-    def function(parts):
+    def function(parts, x):
         y = f(tree.unflatten([w[0] if len(w) == 1 else w[0] + 1j * w[1] for w in parts]), x)
         return jnp.stack([y.real, y.imag], -1) if jnp.iscomplexobj(y) else y
 
-    columns = jax.tree.leaves(jax.jit(jax.jacfwd(function))(parts))
+    both = np.concatenate([X, OTHER])
+    columns = jax.tree.leaves(quickly(jax.jacfwd(function), parts, both))
     sizes = [np.size(w) for w in jax.tree.leaves(parts)]
-    return np.concatenate(
-        [j.reshape(len(x), -1, n) for j, n in zip(columns, sizes, strict=True)], -1
-    )
+    J = [j.reshape(len(both), -1, n) for j, n in zip(columns, sizes, strict=True)]
+    return np.split(np.concatenate(J, -1), [len(X)])
 
 
-def by_complex_numbers(f, p, x):
-    """Give J (N, K, P) = df / dw, by the differences along Re w alone."""
+def by_complex_numbers(f, p):
+    """Give J (N, K, P) = df / dw at x and other, by the differences along Re w alone."""
     leaves, tree = jax.tree.flatten(p)
 
-    def function(moved):
+    def function(moved, x):
         y = f(tree.unflatten([w + m for w, m in zip(leaves, moved, strict=True)]), x)
         return y.real, y.imag
 
-    zeros = [jnp.zeros(np.shape(w)) for w in leaves]
-    re, im = jax.jit(jax.jacfwd(function))(zeros)
-    return np.concatenate(
-        [(a + 1j * b).reshape(len(x), -1, z.size) for a, b, z in zip(re, im, zeros, strict=True)],
-        -1,
-    )
+    zeros, both = [np.zeros(np.shape(w)) for w in leaves], np.concatenate([X, OTHER])
+    re, im = quickly(jax.jacfwd(function), zeros, both)
+    J = [(a + 1j * b).reshape(len(both), -1, z.size) for a, b, z in zip(re, im, zeros, strict=True)]
+    return np.split(np.concatenate(J, -1), [len(X)])
 
 
 def reduced(full, reduce):
@@ -153,74 +154,125 @@ def close(found, expected):
     assert np.max(np.abs(found - expected)) <= 1e-12 * np.max(np.abs(expected))
 
 
-def methods(name, *, hermitian):
-    allowed = [m for m in METHODS if not (hermitian and METHODS[m].real_only)]
-    return ["jacobian_contraction"] if name == "while" else allowed
+def rows(models, first, *, hermitian):
+    """Give each model with each method that it has, first the rows that run each time."""
+    found = [
+        (name, method)
+        for name in models
+        for method in METHODS
+        if not (hermitian and METHODS[method].real_only)
+        and (name != "while" or method == "jacobian_contraction")
+    ]
+    return sorted(found, key=lambda row: row not in first)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_kernel_of_parts_is_that_of_real_numbers(name):
+FIRST = [("real outputs", "structured_derivatives")]
+
+
+@few(("name", "method"), rows(MODELS, FIRST, hermitian=False), len(FIRST))
+def test_the_kernel_of_parts_is_that_of_real_numbers(name, method):
     f, p = MODELS[name]
-    one, other = by_parts(f, p, X), by_parts(f, p, OTHER)
+    one, other = by_parts(f, p)
     axis = () if name == "real outputs" else (2,)
     out = (one.shape[1] // (2 if axis else 1), *axis)
-    for method in methods(name, hermitian=False):
-        found = lazyjax.ntk(f, p, X, complex="real", method=method)
-        assert found.shape == (6, 6, *out, *out)
-        assert found.dtype == jnp.float64
-        close(found, np.einsum("nkp,mlp->nmkl", one, one))
-        square = lazyjax.matrix(found)
-        np.testing.assert_array_equal(square, square.T)
-        found = lazyjax.ntk(f, p, X, OTHER, complex="real", method=method, reduce="trace")
-        close(found, reduced(np.einsum("nkp,mlp->nmkl", one, other), "trace"))
+
+    def kernels(p, x, other):
+        found = lazyjax.ntk(f, p, x, complex="real", method=method)
+        between = lazyjax.ntk(f, p, x, other, complex="real", method=method, reduce="trace")
+        return found, lazyjax.matrix(found), between
+
+    found, square, between = quickly(kernels, p, X, OTHER)
+    assert found.shape == (6, 6, *out, *out)
+    assert found.dtype == jnp.float64
+    close(found, np.einsum("nkp,mlp->nmkl", one, one))
+    np.testing.assert_array_equal(square, square.T)
+    close(between, reduced(np.einsum("nkp,mlp->nmkl", one, other), "trace"))
 
 
-@pytest.mark.parametrize("name", HOLOMORPHIC)
-def test_the_hermitian_kernel_is_that_of_the_complex_derivative(name):
+FIRST_HERMITIAN = [
+    ("convolution", "structured_derivatives"),
+    ("recomputed", "structured_derivatives"),
+    ("at the end", "jacobian_contraction"),
+]
+
+
+@few(("name", "method"), rows(HOLOMORPHIC, FIRST_HERMITIAN, hermitian=True), len(FIRST_HERMITIAN))
+def test_the_hermitian_kernel_is_that_of_the_complex_derivative(name, method):
     f, p = HOLOMORPHIC[name]
-    one, other = by_complex_numbers(f, p, X), by_complex_numbers(f, p, OTHER)
-    full = np.einsum("nkp,mlp->nmkl", one, one.conj())
-    for method in methods(name, hermitian=True):
-        found = lazyjax.ntk(f, p, X, complex="hermitian", method=method)
-        close(found, full)
-        square = lazyjax.matrix(found)
-        np.testing.assert_array_equal(square, square.conj().T)
-    found = lazyjax.ntk(f, p, X, OTHER, complex="hermitian", batch_size=3)
+    one, _ = by_complex_numbers(f, p)
+    found = lazyjax.ntk(f, p, X, complex="hermitian", method=method)
+    close(found, np.einsum("nkp,mlp->nmkl", one, one.conj()))
+    square = np.asarray(lazyjax.matrix(found))
+    np.testing.assert_array_equal(square, square.conj().T)
+
+
+@few(
+    ("name", "itself"),
+    [
+        ("tied", False),
+        *((name, i) for name in HOLOMORPHIC for i in (True, False) if (name, i) != ("tied", False)),
+    ],
+)
+def test_hermitian_kernels_are_computed_in_tiles(name, itself):
+    f, p = HOLOMORPHIC[name]
+    one, other = by_complex_numbers(f, p)
+    x2, size, other = (None, 4, one) if itself else (OTHER, 3, other)
+    found = lazyjax.ntk(f, p, X, x2, complex="hermitian", batch_size=size)
     close(found, np.einsum("nkp,mlp->nmkl", one, other.conj()))
-    tiled = lazyjax.ntk(f, p, X, complex="hermitian", batch_size=4)
-    close(tiled, full)
 
 
-@pytest.mark.parametrize("reduce", ["diagonal", "trace", "sum"])
-def test_hermitian_kernels_are_reduced(reduce):
+@few(
+    ("reduce", "method"),
+    [
+        ("trace", "jacobian_contraction"),
+        ("diagonal", "structured_derivatives"),
+        ("sum", "structured_derivatives"),
+        ("diagonal", "jacobian_contraction"),
+        ("trace", "structured_derivatives"),
+        ("sum", "jacobian_contraction"),
+    ],
+)
+def test_hermitian_kernels_are_reduced(reduce, method):
     f, p = HOLOMORPHIC["both kinds"]
-    one = by_complex_numbers(f, p, X)
+    one, _ = by_complex_numbers(f, p)
     full = np.einsum("nkp,mlp->nmkl", one, one.conj())
-    for method in methods("both kinds", hermitian=True):
-        found = lazyjax.ntk(f, p, X, complex="hermitian", method=method, reduce=reduce)
-        close(found, reduced(full, reduce))
+    found = lazyjax.ntk(f, p, X, complex="hermitian", method=method, reduce=reduce)
+    close(found, reduced(full, reduce))
+
+
+@few("reduce", ["sum", "trace", "diagonal"])
+def test_hermitian_kernels_have_a_diagonal(reduce):
+    f, p = HOLOMORPHIC["both kinds"]
+    one, _ = by_complex_numbers(f, p)
+    full = np.einsum("nkp,mlp->nmkl", one, one.conj())
     own = lazyjax.ntk_diagonal(f, p, X, complex="hermitian", reduce=reduce)
     close(own, np.einsum("nn...->n...", reduced(full, reduce)))
 
 
-def test_leaves_add_up():
-    for convention in ("real", "hermitian"):
-        own = lazyjax.ntk(holomorphic_of_both_kinds, MIXED, X, complex=convention, per_leaf=True)
-        whole = lazyjax.ntk(holomorphic_of_both_kinds, MIXED, X, complex=convention)
-        close(sum(own.values()), np.asarray(whole))
+@few("convention", ["hermitian", "real"])
+def test_leaves_add_up(convention):
+    def kernels(p):
+        return [
+            lazyjax.ntk(holomorphic_of_both_kinds, p, X, complex=convention, per_leaf=own)
+            for own in (True, False)
+        ]
+
+    own, whole = quickly(kernels, MIXED)
+    close(sum(own.values()), whole)
 
 
 def test_means_are_taken_away_from_complex_derivatives_too():
-    weights = jnp.arange(1.0, 7.0)
-    J = by_complex_numbers(holomorphic, COMPLEX, X)
+    weights = np.arange(1.0, 7.0)
+    J, _ = by_complex_numbers(holomorphic, COMPLEX)
     J = J - np.average(J, axis=0, weights=weights)
     expected = np.einsum("n,m,nkp,mlp->nmkl", weights**0.5, weights**0.5, J, J.conj())
     found = lazyjax.ntk(holomorphic, COMPLEX, X, complex="hermitian", center=True, weights=weights)
     close(found, expected)
-    square = lazyjax.matrix(found)
+    square = np.asarray(lazyjax.matrix(found))
     np.testing.assert_array_equal(square, square.conj().T)
 
 
+@pytest.mark.thorough
 def test_it_runs_under_jit():
     found = jax.jit(lambda p: lazyjax.ntk(holomorphic, p, X, complex="hermitian"))(COMPLEX)
     close(found, np.asarray(lazyjax.ntk(holomorphic, COMPLEX, X, complex="hermitian")))

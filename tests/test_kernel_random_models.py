@@ -7,7 +7,7 @@ from unittest.mock import patch
 import jax
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, seed
+from hypothesis import Phase, assume, example, given, seed, settings
 from hypothesis import strategies as st
 from kernel_reference import (
     ORDERED,
@@ -21,6 +21,7 @@ from kernel_reference import (
     reduced,
 )
 from random_models import Layer, Net, build, nets
+from thoroughness import few
 
 from lazyjax.costs import RATES, rates
 from lazyjax.kernels import METHODS, REDUCTIONS, ntk
@@ -145,9 +146,15 @@ def check(net, call):
             check_symmetric(found)
 
 
+@few("count", [2, 30])
+def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(count):
+    settings(max_examples=count)(given(nets(), CALLS)(check))()
+
+
+@settings(phases=[Phase.explicit])
 @given(nets(), CALLS)
 @example(CLOSED_CALL, Call(DEFAULT, "none", False, 3, None, "all", None, rates().cache))
-def test_the_kernel_of_a_random_model_is_that_of_its_dense_jacobian(net, call):
+def test_a_closed_call_is_followed(net, call):
     check(net, call)
 
 

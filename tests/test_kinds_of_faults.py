@@ -5,6 +5,7 @@ the operator that keeps features, and `verify` runs on each.
 """
 
 from functools import partial
+from itertools import product
 
 import equinox as eqx
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from jax import lax
 from kernel_models import normal
-from kernel_reference import check_leaves, check_whole, jacobians, leaf_kernels
+from kernel_reference import check_leaves, check_whole, jacobians, leaf_kernels, quickly
+from thoroughness import few
 
 from lazyjax import (
     estimate,
@@ -34,7 +36,7 @@ TOKENS = jnp.asarray(np.random.default_rng(2).integers(0, V, N))
 
 
 def weights(**shapes):
-    return {name: jnp.asarray(normal(i, *s)) / 2 for i, (name, s) in enumerate(shapes.items())}
+    return {name: jnp.asarray(normal(i, *s) / 2) for i, (name, s) in enumerate(shapes.items())}
 
 
 DENSE = weights(w=(4, 5), b=(5,), c=(5, 2))
@@ -155,69 +157,111 @@ def _promotion():
         yield
 
 
-@pytest.mark.parametrize("name", KINDS)
+FIRST = [
+    "dense: w / sqrt(n) and 0.3 b",
+    "scan: 0.5 - b",
+    "two lookups, one rolled",
+    "convolution: b by channel",
+]
+ORDERED_KINDS = FIRST + [name for name in KINDS if name not in FIRST]
+
+
+@few("name", ORDERED_KINDS, len(FIRST))
 def test_every_way_to_the_kernel_is_the_dense_jacobian(name):
     f, params, x = KINDS[name]
     (j,) = jacobians(f, params, x)
     expected = leaf_kernels([j], [j])
     methods = METHODS if name.endswith(("0.1 b", "flipped", "Gemma")) else ["auto"]
 
-    @jax.jit
     def kernels(params, x):
         return [
             (ntk(f, params, x, method=m), ntk(f, params, x, method=m, per_leaf=True))
             for m in methods
         ]
 
-    for whole, leaves in kernels(params, x):
+    for whole, leaves in quickly(kernels, params, x):
         check_whole(whole, expected)
         check_leaves(leaves, expected)
+
+
+@few("name", ["lookup: -2 w and -2 b", *(k for k in KINDS if k != "lookup: -2 w and -2 b")])
+def test_an_operator_that_keeps_features_multiplies_by_the_dense_jacobian(name):
+    f, params, x = KINDS[name]
+    (j,) = jacobians(f, params, x)
     dense = np.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in j], 1)
     v = normal(9, len(dense), 2)
     found = ntk_operator(f, params, x, keep="features") @ v
     np.testing.assert_allclose(found, dense @ (dense.T @ v), rtol=1e-10, atol=1e-12)
-    verify(f, params, x)
+
+
+@few("name", ["a norm of Gemma", *(k for k in KINDS if k != "a norm of Gemma")])
+def test_every_kind_is_verified(name):
+    verify(*KINDS[name])
 
 
 EXTREME = {
+    "a tiny input beside a bias": lambda p, x: (1e-25 * x) @ (p["w"] * 1e20) * 1e5 + p["b"],
     "tiny weights": lambda p, x: 1e20 * (x @ (1e-20 * p["w"])),
     "tiny weights and bias": lambda p, x: 1e20 * (x @ (1e-20 * p["w"]) + 1e-20 * p["b"]),
     "huge weights": lambda p, x: 1e-20 * (x @ (1e20 * p["w"]) + 1e20 * p["b"]),
     "tiny inputs": lambda p, x: 1e25 * ((1e-25 * x) @ p["w"]),
     "huge inputs": lambda p, x: 1e-25 * ((1e25 * x) @ p["w"]),
-    "a tiny input beside a bias": lambda p, x: (1e-25 * x) @ (p["w"] * 1e20) * 1e5 + p["b"],
 }
 
 
-@pytest.mark.parametrize("name", EXTREME)
-def test_in_float32_constants_neither_overflow_nor_vanish(name):
+def extreme(name):
     f = lambda p, x: jnp.tanh(EXTREME[name](p, x)) @ p["c"]  # noqa: E731 (a function of one line)
+    return f, *jax.tree.map(lambda a: a.astype(np.float32), (DENSE, X))
+
+
+@few(("name", "method"), list(product(EXTREME, METHODS)))
+def test_in_float32_constants_neither_overflow_nor_vanish(name, method):
+    f, small, x = extreme(name)
     (j,) = jacobians(f, DENSE, X)
-    small, x = jax.tree.map(lambda a: a.astype(jnp.float32), (DENSE, X))
-    for method in METHODS:
-        check_whole(ntk(f, small, x, method=method), leaf_kernels([j], [j]), 1e-5)
-    verify(f, small, x)
+    check_whole(ntk(f, small, x, method=method), leaf_kernels([j], [j]), 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_the_kernel_of_a_model_in_half_precision_is_kept_in_float32(dtype, tmp_path):
-    wide = {**DENSE, "c": 300 * DENSE["c"]}  # entries beyond the range of float16
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", EXTREME)
+def test_extreme_constants_in_float32_are_verified(name):
+    verify(*extreme(name))
+
+
+HALVES = {
+    **{method: lambda *a, m=method, **_: ntk(*a, method=m) for method in METHODS},
+    "a store": lambda *a, path: kernel_store(*a, path=path, memory="1GiB")[:],
+}
+
+
+def in_half_precision(dtype):
+    """Give a model in half precision, and its kernel in float64."""
+    wide = {**DENSE, "c": 300 * np.asarray(DENSE["c"])}  # entries beyond the range of float16
     f = dense(SAME, SAME)
-    half, x = jax.tree.map(lambda a: a.astype(dtype), (wide, X))
-    expected = ntk(f, *jax.tree.map(lambda a: a.astype(float), (half, x)))
+    half, x = jax.tree.map(lambda a: jnp.asarray(np.asarray(a).astype(dtype)), (wide, X))
+    (j,) = jacobians(f, *jax.tree.map(lambda a: np.asarray(a).astype(float), (half, x)))
+    expected = sum(leaf_kernels([j], [j])[0])
     assert expected.max() > 65504
-    for found in (
-        *(ntk(f, half, x, method=method) for method in METHODS),
-        kernel_store(f, half, x, path=tmp_path / "k", memory="1GiB")[:],
-    ):
-        assert found.dtype == jnp.float32
-        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        assert error < 4 * float(jnp.finfo(dtype).eps)
-    A = ntk_operator(f, half, x)
+    return f, half, x, expected
+
+
+@few(("dtype", "way"), list(product([jnp.bfloat16, jnp.float16], HALVES)))
+def test_the_kernel_of_a_model_in_half_precision_is_kept_in_float32(dtype, way, tmp_path):
+    *model, expected = in_half_precision(dtype)
+    found = HALVES[way](*model, path=tmp_path / "k")
+    assert found.dtype == jnp.float32
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < 4 * float(jnp.finfo(dtype).eps)
+
+
+@few("dtype", [jnp.float16, jnp.bfloat16])
+def test_products_of_a_model_in_half_precision_are_kept_in_float32(dtype):
+    *model, expected = in_half_precision(dtype)
+    A = ntk_operator(*model)
     v = normal(3, 2 * N)
-    assert A.dtype == (A @ v).dtype == jnp.float32
-    exact = matrix(expected) @ v
-    error = np.linalg.norm(A @ v - exact) / np.linalg.norm(exact)
+    found = A @ v
+    assert A.dtype == found.dtype == jnp.float32
+    exact = np.asarray(matrix(expected)) @ v
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert error < 4 * float(jnp.finfo(dtype).eps)
 
 
@@ -239,10 +283,14 @@ def test_a_filter_specification_of_equinox_is_a_mask():
     f = lambda p, x: eqx.combine(p, static)(x)  # noqa: E731 (a function of one line)
     spec = jax.tree.map(lambda _: False, params)
     spec = eqx.tree_at(lambda m: m.w, spec, True)
-    found = ntk(f, params, X, wrt=spec)
-    np.testing.assert_array_equal(found, ntk(f, params, X, wrt=lambda path: path == "w"))
     full = jax.tree.map(eqx.is_array, model)  # False for the activation, which is no leaf of params
-    np.testing.assert_array_equal(ntk(f, params, X, wrt=full), ntk(f, params, X))
+
+    def kernels(params):
+        return [ntk(f, params, X, wrt=w) for w in (spec, lambda path: path == "w", full, None)]
+
+    of_w, by_path, of_all, plain = quickly(kernels, params)
+    np.testing.assert_array_equal(of_w, by_path)
+    np.testing.assert_array_equal(of_all, plain)
 
 
 def test_a_partial_that_takes_a_path_is_a_function():
@@ -264,13 +312,14 @@ def with_empty(p, x):
     return dense(SAME, SAME)(p, x) + jnp.sum(p["e"]) + jnp.sum(x @ p["g"], 1, keepdims=True)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "how", [{}, {"batch_size": 2}, {"memory": "1MB"}, {"per_leaf": True, "batch_size": 2}]
-)
-def test_empty_parameters_add_nothing(method, how):
+HOW = [{"per_leaf": True, "batch_size": 2}, {}, {"batch_size": 2}, {"memory": "1MB"}]
+
+
+@few(("how", "method"), list(product(HOW, METHODS)))
+def test_empty_parameters_add_nothing(how, method):
     found = ntk(with_empty, EMPTY, X, method=method, **how)
-    expected = ntk(dense(SAME, SAME), DENSE, X)
+    (j,) = jacobians(dense(SAME, SAME), DENSE, X)
+    expected = sum(leaf_kernels([j], [j])[0])
     if "per_leaf" in how:
         assert not np.any(found["e"])
         assert not np.any(found["g"])
@@ -280,19 +329,40 @@ def test_empty_parameters_add_nothing(method, how):
     assert not any(np.any(k) for k in jax.tree.leaves(only))
 
 
-@pytest.mark.parametrize("leaves", ["eg", "u"])
-def test_a_kernel_of_parameters_that_nothing_depends_on_is_zero_everywhere(leaves, tmp_path):
+def products_of(keep):
+    return lambda *a, path, **b: ntk_operator(*a, keep=keep, **b) @ normal(0, 2 * N)
+
+
+def sketched(*arguments, path, **options):
+    found = sketch(jax.random.key(0), *arguments, dimension=8, **options)
+    assert found.error == 0
+    return found.features
+
+
+ZERO = {
+    "features": products_of("features"),
+    "a store": lambda *a, path, **b: kernel_store(*a, path=path, memory="1GiB", **b)[:],
+    "a sketch": sketched,
+    "residuals": products_of("residuals"),
+    "nothing": products_of("nothing"),
+}
+
+
+@few(
+    ("leaves", "way"),
+    [(leaves[i % 2], way) for leaves in (["eg", "u"], ["u", "eg"]) for i, way in enumerate(ZERO)],
+    3,
+)
+def test_a_kernel_of_parameters_that_nothing_depends_on_is_zero_everywhere(leaves, way, tmp_path):
     params = {**EMPTY, "u": jnp.ones(3)}
     wrt = lambda path: path in leaves  # noqa: E731 (a function of one line)
-    assert not np.any(
-        kernel_store(with_empty, params, X, path=tmp_path / "k", memory="1GiB", wrt=wrt)
-    )
-    for keep in ("nothing", "residuals", "features"):
-        A = ntk_operator(with_empty, params, X, wrt=wrt, keep=keep)
-        assert not np.any(A @ normal(0, 2 * N))
-    found = sketch(jax.random.key(0), with_empty, params, X, dimension=8, wrt=wrt)
-    assert found.error == 0
-    assert not np.any(found.features)
+    assert not np.any(ZERO[way](with_empty, params, X, path=tmp_path / "k", wrt=wrt))
+
+
+@few("leaves", ["u", "eg"])
+def test_what_nothing_depends_on_is_explained(leaves):
+    params = {**EMPTY, "u": jnp.ones(3)}
+    wrt = lambda path: path in leaves  # noqa: E731 (a function of one line)
     explain(with_empty, params, X, wrt=wrt)
     estimate(with_empty, params, X, wrt=wrt)
 

@@ -1,10 +1,15 @@
 """Kernels in a diagonal metric, against dense Jacobians."""
 
+from functools import lru_cache
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kernel_reference import quickly
+from thoroughness import few
 
 import lazyjax
 from lazyjax.kernels import METHODS
@@ -30,14 +35,18 @@ def net(p, x):  # c is tied, and used transposed
     return h @ p["d"] + p["e"][None]
 
 
-def jacobians(x):
-    tree = jax.jacobian(lambda p: net(p, x))(PARAMS)
-    return {name: np.asarray(j).reshape(len(x), 2, -1) for name, j in tree.items()}
+@lru_cache
+def jacobians():
+    """Give dy / dw (N, K, P) of each leaf at x and at the other inputs."""
+    both = np.concatenate([X, OTHER])
+    tree = quickly(jax.jacobian(net), PARAMS, both)
+    found = {name: j.reshape(len(both), 2, -1) for name, j in tree.items()}
+    return [{name: j[rows] for name, j in found.items()} for rows in np.s_[: len(X), len(X) :]]
 
 
-def expected(metric, x1, x2):
+def expected(metric, between=False):
     full = metric if isinstance(metric, dict) else dict.fromkeys(SHAPES, metric)
-    one, other = jacobians(x1), jacobians(x2)
+    one, other = jacobians() if between else [jacobians()[0]] * 2
     return {
         name: np.einsum(
             "nkp,p,mlp->nmkl",
@@ -53,64 +62,96 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.max(np.abs(wanted)))
 
 
-@pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("method", METHODS)
+def rows(first):
+    return sorted(product(METRICS, METHODS), key=lambda row: row != first)
+
+
+@few(("name", "method"), rows(("a bias alone", "structured_derivatives")))
 def test_the_kernel_is_that_of_the_metric(name, method):
     metric = METRICS[name]
-    for x2 in (None, OTHER):
-        wanted = expected(metric, X, X if x2 is None else x2)
-        found = lazyjax.ntk(net, PARAMS, X, x2, metric=metric, method=method)
-        close(found, sum(wanted.values()))
-        own = lazyjax.ntk(net, PARAMS, X, x2, metric=metric, method=method, per_leaf=True)
-        for leaf, kernel in own.items():
+
+    def kernels(p, x2):
+        return [lazyjax.ntk(net, p, X, x, metric=metric, method=method) for x in (None, x2)]
+
+    own, between = quickly(kernels, PARAMS, OTHER)
+    close(own, sum(expected(metric).values()))
+    close(between, sum(expected(metric, between=True).values()))
+
+
+@few(("name", "method"), rows(("both", "structured_derivatives")))
+def test_the_kernels_of_the_leaves_are_those_of_the_metric(name, method):
+    metric = METRICS[name]
+
+    def kernels(p, x2):
+        return [
+            lazyjax.ntk(net, p, X, x, metric=metric, method=method, per_leaf=True)
+            for x in (None, x2)
+        ]
+
+    own, between = quickly(kernels, PARAMS, OTHER)
+    for found, wanted in ((own, expected(metric)), (between, expected(metric, between=True))):
+        for leaf, kernel in found.items():
             close(kernel, wanted[leaf])
+
+
+@few(("name", "method"), rows(("numbers", "jacobian_contraction")))
+def test_a_kernel_in_a_metric_is_reduced(name, method):
+    metric = METRICS[name]
     trace = lazyjax.ntk(net, PARAMS, X, metric=metric, method=method, reduce="trace")
-    close(trace, np.einsum("nmkk->nm", sum(expected(metric, X, X).values())) / 2)
+    close(trace, np.einsum("nmkk->nm", sum(expected(metric).values())) / 2)
 
 
 def test_a_metric_is_a_change_of_variables():
     """The kernel of f(sqrt(M) v) at v = M^(-1/2) w."""
-    scaled = {name: jnp.sqrt(m) for name, m in ARRAYS.items()}
-    v = jax.tree.map(lambda w, r: w / r, PARAMS, scaled)
+    scaled = {name: np.sqrt(m) for name, m in ARRAYS.items()}
+    v = {name: jnp.asarray(np.asarray(w) / scaled[name]) for name, w in PARAMS.items()}
     moved = lazyjax.ntk(lambda v, x: net(jax.tree.map(jnp.multiply, v, scaled), x), v, X)
-    close(lazyjax.ntk(net, PARAMS, X, metric=ARRAYS), moved)
+    close(lazyjax.ntk(net, PARAMS, X, metric=ARRAYS), np.asarray(moved))
 
 
 def test_it_is_the_kernel_of_one_small_step_of_adam():
     """With its moments frozen, outputs move by -eta Theta_M dL/df: an order of convergence."""
-    state = ARRAYS
-    metric = jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + 1e-8), state)
-    residual = net(PARAMS, X) - 1.0
-    gradient = jax.vjp(lambda p: net(p, X), PARAMS)[1](residual)[0]
+    metric = {name: jnp.asarray(1 / (np.sqrt(v) + 1e-8)) for name, v in ARRAYS.items()}
+
+    def outputs(p):
+        return net(p, X)
+
+    y, pullback = jax.vjp(jax.jit(outputs), PARAMS)
+    residual = np.asarray(y) - 1.0
+    (gradient,) = pullback(residual)
     kernel = lazyjax.ntk(net, PARAMS, X, metric=metric)
-    first = -jnp.einsum("nmkl,ml->nk", kernel, residual)
+    first = -np.einsum("nmkl,ml->nk", kernel, residual)
     errors = []
     for rate in (1e-3, 5e-4):
-        step = jax.tree.map(lambda g, m, rate=rate: -rate * m * g, gradient, metric)
-        moved = net(optax.apply_updates(PARAMS, step), X) - net(PARAMS, X)
-        errors.append(float(jnp.max(jnp.abs(moved / rate - first))))
+        step = {name: -rate * np.asarray(m) * gradient[name] for name, m in metric.items()}
+        moved = jax.jit(outputs)(optax.apply_updates(PARAMS, step)) - y
+        errors.append(float(np.max(np.abs(moved / rate - first))))
     assert 1.9 < errors[0] / errors[1] < 2.1
 
 
 def test_a_metric_may_be_a_function_of_the_path():
-    found = lazyjax.ntk(net, PARAMS, X, metric=lambda path: NUMBERS[path])
-    close(found, sum(expected(NUMBERS, X, X).values()))
+    options = {"method": "jacobian_contraction", "reduce": "trace"}
+    found = lazyjax.ntk(net, PARAMS, X, metric=lambda path: NUMBERS[path], **options)
+    close(found, np.einsum("nmkk->nm", sum(expected(NUMBERS).values())) / 2)
 
 
 def test_a_metric_may_be_traced():
     found = jax.jit(lambda m: lazyjax.ntk(net, PARAMS, X, metric=m))(ARRAYS)
-    close(found, sum(expected(ARRAYS, X, X).values()))
+    close(found, sum(expected(ARRAYS).values()))
 
 
-def test_the_kernel_of_sign_descent_has_the_signs_of_one_side():
-    one, other = (np.concatenate(list(jacobians(x).values()), -1) for x in (X, OTHER))
-    found = lazyjax.ntk(net, PARAMS, X, OTHER, metric="sign")
-    close(found, np.einsum("nkp,mlp->nmkl", one, np.sign(other)))
-    found = lazyjax.ntk(net, PARAMS, X, metric="sign", batch_size=4)
-    close(found, np.einsum("nkp,mlp->nmkl", one, np.sign(one)))
-    summed = one.sum(1)
-    found = lazyjax.ntk(net, PARAMS, X, metric="sign", reduce="sum")
-    close(found, summed @ np.sign(summed).T / 2)
+SIGNS = [(OTHER, {}), (None, {"batch_size": 4}), (None, {"reduce": "sum"})]
+
+
+@few(("x2", "options"), SIGNS)
+def test_the_kernel_of_sign_descent_has_the_signs_of_one_side(x2, options):
+    one, other = (np.concatenate(list(j.values()), -1) for j in jacobians())
+    other = one if x2 is None else other
+    if "reduce" in options:
+        expected = one.sum(1) @ np.sign(other.sum(1)).T / 2
+    else:
+        expected = np.einsum("nkp,mlp->nmkl", one, np.sign(other))
+    close(lazyjax.ntk(net, PARAMS, X, x2, metric="sign", **options), expected)
 
 
 @pytest.mark.parametrize(

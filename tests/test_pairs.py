@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_reference import quickly
+from thoroughness import few
 
 import lazyjax
 
@@ -42,6 +44,10 @@ def gradient(p, x):  # leaves are transposed: outputs (N, 2, 3)
 
 def one_output(p, x):
     return net(p, x)[:, :1] ** 2
+
+
+def squared(p, x):
+    return net(p, x) ** 2
 
 
 def over_positions(p, x):  # (N, T, 3): weights are shared by positions
@@ -90,12 +96,11 @@ SECONDS = {
 
 
 def jacobians(f, x):
-    def columns(p):
-        return f(p, x)
+    def columns(p, x):
+        return jax.jacfwd(lambda p: f(p, x))(p), f(p, x)
 
-    tree = jax.jacfwd(columns)(PARAMS)
-    y = f(PARAMS, x)
-    return {k: np.asarray(j).reshape(len(y), y[0].size, -1) for k, j in tree.items()}, y.shape[1:]
+    tree, y = quickly(columns, PARAMS, x)
+    return {k: j.reshape(len(y), y[0].size, -1) for k, j in tree.items()}, y.shape[1:]
 
 
 def expected(f, x1, g, x2):
@@ -110,16 +115,30 @@ def close(found, wanted, scale=None):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * scale)
 
 
-@pytest.mark.parametrize("name", SECONDS)
-def test_the_kernel_is_the_product_of_both_jacobians(name):
+METHODS = "auto", "jacobian_contraction"
+ROWS = [(name, method) for name in SECONDS for method in METHODS]
+
+
+@few(("name", "method"), sorted(ROWS, key=lambda row: row != ("transposed", "auto")))
+def test_the_kernel_is_the_product_of_both_jacobians(name, method):
+    g, x2 = SECONDS[name]
+    wanted = sum(expected(net, X, g, x2).values())
+    close(lazyjax.ntk(net, PARAMS, X, x2, g=g, method=method), wanted)
+
+
+@few("name", sorted(SECONDS, key=lambda name: name != "sliced"))
+def test_the_kernels_of_the_leaves_are_the_products_of_both_jacobians(name):
     g, x2 = SECONDS[name]
     wanted = expected(net, X, g, x2)
-    whole = sum(wanted.values())
-    for method in ("auto", "jacobian_contraction"):
-        close(lazyjax.ntk(net, PARAMS, X, x2, g=g, method=method), whole)
     own = lazyjax.ntk(net, PARAMS, X, x2, g=g, per_leaf=True)
     for leaf, kernel in own.items():
-        close(kernel, wanted[leaf], np.max(np.abs(whole)))
+        close(kernel, wanted[leaf], np.max(np.abs(sum(wanted.values()))))
+
+
+@few("name", sorted(SECONDS, key=lambda name: name != "gradient"))
+def test_the_functions_may_be_turned_round(name):
+    g, x2 = SECONDS[name]
+    whole = sum(expected(net, X, g, x2).values())
     turned = lazyjax.ntk(g, PARAMS, x2, X, g=net, batch_size=3)
     k = whole.ndim - 2 - 1
     close(turned, np.transpose(whole, (1, 0, *range(3, 3 + k), 2)))
@@ -130,10 +149,14 @@ def test_two_tables_of_tokens_meet():
     close(lazyjax.ntk(looked_up, PARAMS, TOKENS, TOKENS[:3], g=also_looked_up), wanted)
 
 
-def test_with_itself_it_is_the_kernel_of_one_function():
-    for reduce in ("none", "diagonal", "trace", "sum"):
-        found = lazyjax.ntk(net, PARAMS, X, OTHER, g=net, reduce=reduce)
-        close(found, np.asarray(lazyjax.ntk(net, PARAMS, X, OTHER, reduce=reduce)))
+@pytest.mark.thorough
+@pytest.mark.parametrize("reduce", ["none", "diagonal", "trace", "sum"])
+def test_with_itself_it_is_the_kernel_of_one_function(reduce):
+    def kernels(p):
+        one, other = (lazyjax.ntk(net, p, X, OTHER, g=g, reduce=reduce) for g in (net, None))
+        return one, other
+
+    close(*quickly(kernels, PARAMS))
 
 
 def straight(p, x):
@@ -156,60 +179,72 @@ def first_of_stack(p, x):  # shared axes of a stack, against positions
     return jnp.einsum("nd,kdh->nkh", x, p["s"].reshape(7, 7, 1)).sum(-1)
 
 
-@pytest.mark.parametrize("f", [straight, turned, first_rows, last_rows, first_of_stack])
-@pytest.mark.parametrize("g", [straight, turned, first_rows, last_rows, first_of_stack])
+EQUAL = [straight, turned, first_rows, last_rows, first_of_stack]
+TOLD_APART = [(straight, turned), (first_rows, last_rows)]
+PAIRS = TOLD_APART + [(f, g) for g in EQUAL for f in EQUAL if (f, g) not in TOLD_APART]
+
+
+@few(("f", "g"), PAIRS, len(TOLD_APART))
 def test_equal_sizes_are_not_equal_entries(f, g):
     p = {"s": jnp.asarray(RNG.normal(size=(7, 7))), "c": PARAMS["c"]}
     x1, x2 = jnp.asarray(RNG.normal(size=(4, 7))), jnp.asarray(RNG.normal(size=(3, 7)))
 
     def dense(f, x):
-        tree = jax.jacfwd(lambda p: f(p, x))(p)
-        return np.concatenate(
-            [np.asarray(j).reshape(len(x), -1, np.size(p[k])) for k, j in tree.items()], -1
-        )
+        tree = quickly(jax.jacfwd(f), p, x)
+        return np.concatenate([j.reshape(len(x), -1, np.size(p[k])) for k, j in tree.items()], -1)
 
     wanted = np.einsum("nkp,mlp->nmkl", dense(f, x1), dense(g, x2))
     close(lazyjax.ntk(f, p, x1, x2, g=g), wanted)
 
 
-def test_means_metrics_and_choices_are_those_of_each_side():
-    weights = jnp.arange(1.0, 7.0), jnp.arange(1.0, 5.0)
-    metric = {name: jnp.asarray(RNG.uniform(0.5, 2, shape)) for name, shape in SHAPES.items()}
-    one, other = jacobians(net, X)[0], jacobians(laplacian, OTHER)[0]
+SCALES = {name: jnp.asarray(RNG.uniform(0.5, 2, shape)) for name, shape in SHAPES.items()}
+
+
+SOME = {**SCALES, "a": 2.0, "c": 0.5}
+
+
+@few(
+    ("g", "scales"),
+    [(one_output, SOME), *((laplacian, m) for m in (SOME, SCALES, dict.fromkeys(SHAPES, 3.0)))],
+)
+def test_means_metrics_and_choices_are_those_of_each_side(g, scales):
+    weights = np.arange(1.0, 7.0), np.arange(1.0, 5.0)
+    one, other = jacobians(net, X)[0], jacobians(g, OTHER)[0]
 
     def sampled(j, w):
         j = j - np.average(j, axis=0, weights=w)
         return np.sqrt(w)[:, None, None] * j
 
-    for scales in (metric, {**metric, "a": 2.0, "c": 0.5}, dict.fromkeys(SHAPES, 3.0)):
-        wanted = sum(
-            np.einsum(
-                "nkp,p,mlp->nmkl",
-                sampled(one[k], weights[0]),
-                np.broadcast_to(scales[k], SHAPES[k]).reshape(-1),
-                sampled(other[k], weights[1]),
-            )
-            for k in "ac"
+    wanted = sum(
+        np.einsum(
+            "nkp,p,mlp->nmkl",
+            sampled(one[k], weights[0]),
+            np.broadcast_to(scales[k], SHAPES[k]).reshape(-1),
+            sampled(other[k], weights[1]),
         )
-        found = lazyjax.ntk(
-            net, PARAMS, X, OTHER, g=laplacian, metric=scales, center=True, weights=weights,
-            wrt=lambda path: path in "ac",
-        )  # fmt: skip
-        close(found, wanted)
-    signs = lazyjax.ntk(net, PARAMS, X, OTHER, g=laplacian, metric="sign", outputs=[1])
-    both = [np.concatenate(list(j.values()), -1)[:, 1:] for j in (one, other)]
+        for k in "ac"
+    )
+    found = lazyjax.ntk(
+        net, PARAMS, X, OTHER, g=g, metric=scales, center=True, weights=weights,
+        wrt=lambda path: path in "ac",
+    )  # fmt: skip
+    close(found, wanted)
+
+
+@few("g", [squared, laplacian])
+def test_signs_are_those_of_one_side(g):
+    signs = lazyjax.ntk(net, PARAMS, X, OTHER, g=g, metric="sign", outputs=[1])
+    pair = jacobians(net, X)[0], jacobians(g, OTHER)[0]
+    both = [np.concatenate(list(j.values()), -1)[:, 1:] for j in pair]
     close(signs, np.einsum("nkp,mlp->nmkl", both[0], np.sign(both[1])))
 
 
 def test_complex_functions_meet():
-    p = jax.tree.map(lambda w: w + 0.3j * w[::-1], PARAMS)
+    p = jax.tree.map(lambda w: np.asarray(w) + 0.3j * np.asarray(w)[::-1], PARAMS)
 
     def derivative(f, x):
-        tree = jax.jacfwd(lambda p: f(p, x), holomorphic=True)(p)
-        return np.concatenate([np.asarray(j).reshape(len(x), 2, -1) for j in tree.values()], -1)
-
-    def squared(p, x):
-        return net(p, x) ** 2
+        tree = quickly(jax.jacfwd(f, holomorphic=True), p, x)
+        return np.concatenate([j.reshape(len(x), 2, -1) for j in tree.values()], -1)
 
     one, other = derivative(net, X), derivative(squared, OTHER)
     found = lazyjax.ntk(net, p, X, OTHER, g=squared, complex="hermitian")

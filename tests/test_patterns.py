@@ -3,14 +3,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_models import filled
 
 from lazyjax.metrics import pattern_change
 from lazyjax.models import deep_mlp, from_linen, preactivations
 from lazyjax.patterns import relu_inputs
 from lazyjax.tangent import center, linearize, scale
 
-X = jax.random.normal(jax.random.key(0), (6, 2))
-A, B = jnp.linspace(-1, 1, 6).reshape(2, 3), jnp.linspace(1, -1, 9).reshape(3, 3)
+X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 2)))
+A = jnp.asarray(np.linspace(-1, 1, 6).reshape(2, 3))
+B = jnp.asarray(np.linspace(1, -1, 9).reshape(3, 3))
 
 
 def two_layers(w, x):
@@ -19,11 +21,13 @@ def two_layers(w, x):
 
 def test_the_inputs_of_an_mlp_are_its_preactivations():
     module = deep_mlp(4)
-    f, params = from_linen(module, jax.random.key(1), X)
+    shapes = jax.eval_shape(module.init, jax.random.key(1), X)
+    f, params = from_linen(module, None, X, variables=filled(shapes))
     g, h = relu_inputs(f, params, X), preactivations(module)
-    for found, wanted in zip(g(params, X), h(params, X), strict=True):
+    both = jax.jit(lambda p: (g(p, X), h(p, X)))(params)
+    for found, wanted in zip(*both, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    moved = jax.tree.map(lambda w: w + 0.3, params)
+    moved = jax.tree.map(lambda w: np.asarray(w) + 0.3, params)
     changed = pattern_change(g, moved, params, X)
     assert 0 < changed == pattern_change(h, moved, params, X)
 

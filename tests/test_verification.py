@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_models import MODELS, ROUNDED, normal
+from thoroughness import few
 
 from lazyjax import WrongKernel, kernel_store, verify
 from lazyjax.factors import pair, walk
@@ -31,17 +32,15 @@ def lookups(p, i):
     return jnp.tanh(p["t"][::-1][i] + p["t"][(2 * i + 1) % 6]) @ p["c"]
 
 
-REDUCED = pytest.mark.parametrize("reduce", REDUCTIONS)
-
-
 def is_found(f, params, x, *, match, **options):
-    """Hold that whatever the random vectors are, the wrong kernel of f is found."""
+    """Hold that whatever the random vectors are, the wrong kernel of f is found; give the last record."""
     for seed in range(5):
-        with pytest.raises(WrongKernel, match=match):
+        with pytest.raises(WrongKernel, match=match) as raised:
             verify(f, params, x, method="structured_derivatives", seed=seed, **options)
+    return raised.value.verification
 
 
-@REDUCED
+@few("reduce", ["none", "diagonal", "trace", "sum"])
 def test_a_bias_that_lost_its_factor_is_found_and_named(reduce):
     right = walk.Bias
     f = lambda p, x: with_a_factor(p, x)  # noqa: E731 (a new function: compiled anew)
@@ -50,12 +49,14 @@ def test_a_bias_that_lost_its_factor_is_found_and_named(reduce):
         is_found(f, P, X, match=match, reduce=reduce)
 
 
-@REDUCED
+@few("reduce", ["trace", "sum", "diagonal", "none"])
 def test_lookups_in_two_orders_are_found_and_named(reduce):
     f = lambda p, x: lookups(p, x)  # noqa: E731 (a function of one line)
     match = r"`t` is off by .* rows by index, 2 times"
     with patch.object(walk, "in_order", lambda roles: True):
-        is_found(f, TABLE, TOKENS, match=match, reduce=reduce)
+        found = is_found(f, TABLE, TOKENS, match=match, reduce=reduce)
+    assert found.leaves["t"].error > found.leaves["t"].tolerance
+    assert np.isfinite(found.whole.error)
 
 
 def test_factors_that_overflow_are_found():
@@ -85,9 +86,11 @@ def test_a_whole_that_is_not_the_sum_of_its_leaves_is_found():
         verify(f, P, X, method="jacobian_contraction")
 
 
-@REDUCED
-@pytest.mark.parametrize("x2", [None, X[:2] + 1])
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
+DTYPE_ROWS = [(d, x2, r) for r in REDUCTIONS for x2 in (None, X[:2] + 1) for d in DTYPES]
+
+
+@few(("dtype", "x2", "reduce"), DTYPE_ROWS)
 def test_a_right_kernel_passes_in_every_dtype(dtype, x2, reduce):
     # a quarter: where tanh saturates, one unit of bfloat16 moves the kernel by as much as itself
     params, x, other = jax.tree.map(lambda a: (a / 4).astype(dtype), (P, X, x2))
@@ -99,17 +102,10 @@ def test_a_right_kernel_passes_in_every_dtype(dtype, x2, reduce):
         assert check.tolerance < min(3000 * float(jnp.finfo(dtype).eps), 0.5)
 
 
-SOME = ["convolution: groups and stride", "a tied decoder", "scan over layers", "pytree outputs"]
-ROWS = [
-    pytest.param(
-        name, method, marks=() if name in SOME and method == "auto" else pytest.mark.thorough
-    )
-    for name in MODELS
-    for method in ("auto", *METHODS)
-]
+ROWS = [(name, method) for name in MODELS for method in ("auto", *METHODS)]
 
 
-@pytest.mark.parametrize(("name", "method"), ROWS)
+@few(("name", "method"), sorted(ROWS, key=lambda row: row != ("while_loop", "auto")))
 def test_every_row_of_the_table_is_right(name, method):
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         case = MODELS[name]()
@@ -145,15 +141,3 @@ def test_a_store_is_checked_before_the_long_work_unless_it_is_told_not_to(tmp_pa
             kernel_store(wrong, TABLE, TOKENS, path=tmp_path / "k", memory="1GiB")
         assert not (tmp_path / "k").exists()
         kernel_store(wrong, TABLE, TOKENS, path=tmp_path / "k", memory="1GiB", verify=False)
-
-
-def test_the_record_travels_with_the_error():
-    f = lambda p, x: lookups(p, x)  # noqa: E731 (a function of one line)
-    with (
-        patch.object(walk, "in_order", lambda roles: True),
-        pytest.raises(WrongKernel) as raised,
-    ):
-        verify(f, TABLE, TOKENS)
-    found = raised.value.verification
-    assert found.leaves["t"].error > found.leaves["t"].tolerance
-    assert np.isfinite(found.whole.error)
