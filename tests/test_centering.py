@@ -174,6 +174,7 @@ def test_bad_input_of_operators_is_refused(make, kind, text):
         make(lazyjax.as_operator(jnp.eye(4)))
 
 
+@pytest.mark.thorough
 @few("reduce", ["diagonal", "none", "trace", "sum"])
 def test_the_diagonal_is_that_of_the_kernel(reduce):
     def kernels(p):
@@ -191,6 +192,7 @@ def test_the_diagonal_is_that_of_the_kernel(reduce):
     np.testing.assert_allclose(sum(found.values()), together, rtol=1e-12)
 
 
+@pytest.mark.thorough
 @few(("center", "weighted"), CASES)
 def test_sketches_are_those_of_the_sampled_derivatives(center, weighted):
     """Linear in the derivatives: those of C J are C times those of J, with the same hashes."""

@@ -63,6 +63,7 @@ def test_the_file_holds_the_kernel_and_one_line_says_so(folder, capsys):
     np.testing.assert_allclose(open_kernel("K.zarr"), wanted(x), rtol=1e-12)
 
 
+@pytest.mark.thorough
 @few("names", [("x1", "x2"), ("x1",)])
 def test_two_batches_or_one_under_another_name(folder, names):
     x = {name: np.linspace(-1, n, 2 * n + 6).reshape(-1, 2) for n, name in enumerate(names)}
@@ -157,6 +158,7 @@ def compared(*options, data="d.npz", out="page"):
     return main(["compare", "models_of_the_test:classifier", *words])
 
 
+@pytest.mark.thorough
 def test_the_page_and_the_numbers_are_in_the_folder_and_the_verdict_is_printed(
     points, capsys, monkeypatch
 ):

@@ -80,6 +80,7 @@ BINARY = {
 }
 
 
+@pytest.mark.thorough
 @few("name", BINARY)
 def test_two_classes_are_the_sides_of_a_threshold(name):
     y, loss, threshold = BINARY[name]

@@ -118,6 +118,7 @@ def same_bits(found, wanted):
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.thorough
 @few("name", MODELS)
 def test_a_comparison_is_its_parts_to_the_last_bit(name):
     f, params, data, test, options = MODELS[name]()

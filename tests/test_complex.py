@@ -206,6 +206,7 @@ def test_the_hermitian_kernel_is_that_of_the_complex_derivative(name, method):
     np.testing.assert_array_equal(square, square.conj().T)
 
 
+@pytest.mark.thorough
 @few(
     ("name", "itself"),
     [
@@ -249,6 +250,7 @@ def test_hermitian_kernels_have_a_diagonal(reduce):
     close(own, np.einsum("nn...->n...", reduced(full, reduce)))
 
 
+@pytest.mark.thorough
 @few("convention", ["hermitian", "real"])
 def test_leaves_add_up(convention):
     def kernels(p):

@@ -24,6 +24,7 @@ def model(w, x):
     return jnp.tanh(x @ w["a"]) @ w["b"]
 
 
+@pytest.mark.thorough
 @few("name", LOSSES)
 def test_it_is_the_largest_eigenvalue_of_the_hessian(name):
     loss, y = LOSSES[name]

@@ -66,6 +66,7 @@ def test_the_batch_of_a_step_does_not_depend_on_how_the_run_is_cut(n, batch_size
         np.testing.assert_array_equal(cut(start), whole[start : start + 10])
 
 
+@pytest.mark.thorough
 @few("start", [2**31 - 20, 0, 12345, 10**9])
 def test_late_steps_do_not_overflow(start):
     n, batch_size = 100_003, 4099

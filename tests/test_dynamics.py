@@ -196,6 +196,7 @@ def test_tiny_eigenvalues_keep_their_digits():
     np.testing.assert_allclose(run, expected, rtol=1e-12)
 
 
+@pytest.mark.thorough
 @few(
     "make",
     [partial(gradient_descent, learning_rate=3.0, momentum=0.3), gradient_flow],
@@ -229,6 +230,7 @@ def test_outputs_may_have_several_axes_or_none():
     assert bare.train(jnp.array([1.0, 2.0])).shape == (2, 4)
 
 
+@pytest.mark.thorough
 def test_it_works_under_jit_and_vmap_and_keeps_float32():
     y, f0 = problem()
     kernel = kernel_of(jacobian(10, 2, 1e3), 10, 2)
@@ -257,6 +259,7 @@ def singular(scale=1.0, dtype=np.float32):
     return *((scale * k).astype(dtype) for k in (a @ a.T, a_test @ a.T)), y.astype(dtype), least
 
 
+@pytest.mark.thorough
 @few("t", [np.inf, 1e6, 1e12, 1e30])
 @few("ridge", [1e-5, 0.0, 1e-12, 1e-9, 1e-7])
 @few("descent", [True, False])

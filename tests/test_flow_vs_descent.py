@@ -46,6 +46,7 @@ def test_descend_records_about_a_hundred_points_by_default():
     assert 60 <= len(history.steps) <= 100
 
 
+@pytest.mark.thorough
 def test_descend_keeps_single_precision():
     history = descend(STARTS.astype(np.float32), np.array([1e-3]), 30)
     assert history.params.dtype == history.loss.dtype == np.float32

@@ -147,6 +147,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.thorough
 @few("name", reversed(ORDERS))
 def test_the_axes_of_a_plain_convolution_may_have_any_order(name):
     layers = (

@@ -238,6 +238,7 @@ def test_outputs_may_have_several_axes_or_none():
     )
 
 
+@pytest.mark.thorough
 def test_it_works_under_jit_and_vmap_and_widens_half_precision():
     p = problem()
 

@@ -267,6 +267,7 @@ def test_zeros_that_are_traced_give_nan():
 SIZES = [1e20, 1e-20, 1.0]
 
 
+@pytest.mark.thorough
 @few(("outputs", "weights"), itertools.product(SIZES, SIZES[::-1]))
 def test_kappa_is_free_of_the_units_of_weights_and_outputs(weights, outputs):
     weights, outputs = (np.float32(2.0 ** np.round(np.log2(u))) for u in (weights, outputs))

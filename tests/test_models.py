@@ -76,6 +76,7 @@ def test_pytorch_starts_uniform_in_one_over_the_root_of_fan_in(fan_in):
         assert np.abs(w).max() <= 4000**-0.5
 
 
+@pytest.mark.thorough
 def test_lecun_and_ntk_start_as_their_papers_say():
     x = jnp.zeros((1, 16))
     _, lecun = from_linen(MLP((4000,), parametrization="lecun"), jax.random.key(0), x)
@@ -318,6 +319,7 @@ def test_later_changes_of_an_nnx_module_do_not_change_f():
     np.testing.assert_array_equal(f(params, X), y)
 
 
+@pytest.mark.thorough
 def test_batch_normalisation_in_training_is_a_pure_function_of_the_batch():
     rngs = nnx.Rngs(0)
     norm = nnx.BatchNorm(3, rngs=rngs, **F64)

@@ -84,6 +84,7 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, atol=1e-12 * np.abs(wanted).max())
 
 
+@pytest.mark.thorough
 @few(
     "keep, reduce, symmetric",
     [
@@ -161,6 +162,7 @@ def test_operators_of_half_precision_are_float32():
     assert made.dtype == (made @ jnp.ones(2, jnp.float16)).dtype == jnp.float32
 
 
+@pytest.mark.thorough
 @few("keep", ["features", "residuals"])
 def test_outputs_and_wrt_choose_as_in_ntk(keep):
     options = {"outputs": (2, 0), "wrt": lambda path: "twice" in path or "bias" in path}

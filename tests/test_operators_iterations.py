@@ -68,6 +68,7 @@ def test_enough_steps_give_the_solution_and_more_change_nothing(rank):
     near(one.x, wanted[:, 0], 1e-11)
 
 
+@pytest.mark.thorough
 def test_a_second_start_goes_on_from_the_first():
     first = conjugate_gradients(A, B, iterations=60)
     b = B + 1e-6 * np.roll(B, 1)
@@ -107,6 +108,7 @@ def test_no_product_is_made_once_all_columns_are_within_rounding():
     assert set(seen) == {B.shape}
 
 
+@pytest.mark.thorough
 def test_the_last_residual_is_no_claim_of_the_recursion():
     """In float32 the recursion goes on falling where the residual itself does not."""
     C = as_operator(SQUARE.astype(np.float32), ridge=1e-5)
@@ -211,6 +213,7 @@ def test_no_derivative_goes_through_residuals_the_preconditioner_or_the_start():
     assert not np.any(jax.grad(by_the_start)(jnp.ones_like(B)))
 
 
+@pytest.mark.thorough
 def test_by_b_alone_products_need_no_derivatives():
     def product(v):
         like = jax.ShapeDtypeStruct(v.shape, v.dtype)

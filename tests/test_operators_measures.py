@@ -108,6 +108,7 @@ def test_the_error_is_that_of_the_jackknife():
     assert float(found.error) == pytest.approx(error, rel=1e-9)
 
 
+@pytest.mark.thorough
 @few("dtype", [np.float32, np.float64])
 def test_signs_are_exact_for_diagonal_kernels(dtype):
     """(A v)_i^2 = a_i^2, whatever the sign."""

@@ -214,6 +214,7 @@ def test_rows_that_rounding_made_indefinite_precondition_all_the_same():
         np.testing.assert_allclose(P(jnp.eye(N)), np.diag(1 / (1 + values)), atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_preconditioner_is_what_its_equation_says():
     outputs = 3
     scale, shift = 2.0, 1e-3
@@ -373,6 +374,7 @@ def test_what_cannot_precondition_is_refused(A, rank, error, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_preconditioner_travels_through_jit():
     P = nystrom(jax.random.key(0), as_operator(DECAYING, ridge=1e-3), rank=10)
     assert isinstance(P, Nystrom)

@@ -93,6 +93,7 @@ ESTIMATES = {
 }
 
 
+@pytest.mark.thorough
 @few("name", sorted(ESTIMATES, key=lambda name: name != "trace"))
 def test_the_standard_errors_hold_the_truth_as_often_as_they_say(name):
     estimate, exact = ESTIMATES[name]
@@ -130,6 +131,7 @@ def test_a_log_determinant_is_free_of_the_scale_of_the_kernel():
     np.testing.assert_allclose(found[2], found[1], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_log_determinant_without_a_ridge_takes_a_bound():
     values = SPECTRA["flat"]
     A = as_operator(kernel(values))

@@ -56,6 +56,7 @@ def test_no_more_rows_are_made_than_a_block_has():
     assert seen == [(2,)] * 3
 
 
+@pytest.mark.thorough
 def test_it_is_not_clipped():
     """A diagonal of another kernel is seen."""
     found = posterior_variance(A, CROSS, 0.5 * DIAGONAL, tolerance=1e-9)
@@ -71,6 +72,7 @@ def test_a_loose_solve_makes_it_too_large():
     assert np.any(posterior_variance(A, CROSS, DIAGONAL, tolerance=0.3) > exact + 1e-6)
 
 
+@pytest.mark.thorough
 def test_without_noise_training_points_are_known():
     square = jnp.asarray(np.diag(np.arange(1.0, 5)))
     found = posterior_variance(as_operator(square), square, jnp.diagonal(square), tolerance=1e-12)

@@ -44,6 +44,7 @@ def seeds():
     return compare_ensemble(f, params, DATA, optax.sgd(0.01), steps=30)
 
 
+@pytest.mark.thorough
 def test_the_page_has_verdict_figures_numbers_settings_and_the_lines(curve, tmp_path):
     path = curve.report(tmp_path / "new")
     assert path == tmp_path / "new" / "index.html"
@@ -112,6 +113,7 @@ def test_a_classifier_is_right_where_it_says_so(classifier):
     assert "softmax cross entropy" in classifier.no_closed_form
 
 
+@pytest.mark.thorough
 def test_notebooks_show_verdict_and_curves(curve):
     card = curve._repr_html_()
     assert verdicts(curve)[0].sentence in card

@@ -135,6 +135,7 @@ def test_the_kernels_of_the_leaves_are_the_products_of_both_jacobians(name):
         close(kernel, wanted[leaf], np.max(np.abs(sum(wanted.values()))))
 
 
+@pytest.mark.thorough
 @few("name", sorted(SECONDS, key=lambda name: name != "gradient"))
 def test_the_functions_may_be_turned_round(name):
     g, x2 = SECONDS[name]
@@ -144,6 +145,7 @@ def test_the_functions_may_be_turned_round(name):
     close(turned, np.transpose(whole, (1, 0, *range(3, 3 + k), 2)))
 
 
+@pytest.mark.thorough
 def test_two_tables_of_tokens_meet():
     wanted = sum(expected(looked_up, TOKENS, also_looked_up, TOKENS[:3]).values())
     close(lazyjax.ntk(looked_up, PARAMS, TOKENS, TOKENS[:3], g=also_looked_up), wanted)
@@ -203,6 +205,7 @@ SCALES = {name: jnp.asarray(RNG.uniform(0.5, 2, shape)) for name, shape in SHAPE
 SOME = {**SCALES, "a": 2.0, "c": 0.5}
 
 
+@pytest.mark.thorough
 @few(
     ("g", "scales"),
     [(one_output, SOME), *((laplacian, m) for m in (SOME, SCALES, dict.fromkeys(SHAPES, 3.0)))],

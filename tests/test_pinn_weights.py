@@ -129,6 +129,7 @@ def test_the_weights_are_those_of_algorithm_1(small):
     np.testing.assert_allclose(np.sum(1 / found), 1, rtol=1e-12)
 
 
+@pytest.mark.thorough
 @few("weighted", [True, False])
 def test_training_is_gradient_descent_with_weights_taken_anew(small, weighted):
     """Two blocks of three steps by hand."""

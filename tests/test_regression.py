@@ -146,6 +146,7 @@ def test_nothing_to_learn_is_nothing_learnt():
         assert not np.any(found.fit)
 
 
+@pytest.mark.thorough
 def test_parameters_in_blocks_are_for_examples_that_are_alone():
     x, c = normal(30, 30, 5), normal(31, 30, 3)
     w = {"a": normal(32, 5, 8), "b": normal(33, 8, 3)}

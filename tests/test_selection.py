@@ -106,6 +106,7 @@ def test_kernel_operator_and_features_of_a_network_choose_alike(method):
         agrees(found, wanted, rtol=1e-8)
 
 
+@pytest.mark.thorough
 @few("rows", [False, True])
 @few("method", METHODS)
 def test_the_scale_and_the_shift_of_an_operator_count(method, rows):
@@ -146,6 +147,7 @@ def test_max_distance_covers_within_twice_the_least_radius(seed):
     assert found.scores[4] == pytest.approx(radius(found.indices[:4].tolist()) ** 2)
 
 
+@pytest.mark.thorough
 @few("method", reversed(METHODS))
 def test_ties_go_to_the_lowest_number(method):
     assert select(3, kernel=jnp.eye(6), method=method).indices.tolist() == [0, 1, 2]
@@ -155,6 +157,7 @@ def test_ties_go_to_the_lowest_number(method):
     agrees(found, select(5, features=Z, method=method))
 
 
+@pytest.mark.thorough
 @few("which", ["kernel", "features"])
 @few("method", reversed(METHODS))
 def test_what_is_exhausted_is_said_and_shown_and_nothing_comes_twice(method, which):
@@ -210,6 +213,7 @@ def test_noise_is_never_exhausted():
     np.testing.assert_allclose(found.scores, [0.5 + 2 / (1 + 4 * k) for k in range(6)])
 
 
+@pytest.mark.thorough
 @few("method", reversed(METHODS))
 def test_it_runs_under_jit_and_vmap(method):
     kernels = jnp.stack([Z @ Z.T, (Z @ Z.T)[::-1, ::-1]])

@@ -65,6 +65,7 @@ def test_a_bad_config_is_refused(fields, error, match):
         Config(**fields)
 
 
+@pytest.mark.thorough
 @few(
     ("dimension", "first_k", "frequency"),
     [(200, 1, 0.2 * math.pi), (8, 0, 2 * math.pi)],

@@ -87,6 +87,7 @@ def test_one_key_gives_one_space():
     assert np.linalg.norm(products(z1, z2) - kernel) < 0.25 * np.linalg.norm(kernel)
 
 
+@pytest.mark.thorough
 def test_outputs_and_wrt_choose_as_in_ntk():
     options = {"outputs": (2, 0), "wrt": lambda path: "in" in path}
     z = sketch(jax.random.key(0), model, PARAMS, X1, dimension=1024, **options).features

@@ -532,6 +532,7 @@ def test_a_stored_kernel_is_an_operator(tmp_path, reduce):
     np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(y).max())
 
 
+@pytest.mark.thorough
 def test_two_batches_make_an_operator_with_a_transpose(whole):
     A = whole[0].operator()
     kernel = np.asarray(matrix(ntk(model, PARAMS, X1, X2)))

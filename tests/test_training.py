@@ -279,12 +279,14 @@ def test_mini_batches_are_those_of_the_stream_and_the_loss_on_all_data_is_on_the
     np.testing.assert_allclose(history.data_loss, on_all, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_batch_size_of_n_or_more_is_full_batch(data):
     full = train(mlp, initial(0), data, optax.sgd(0.05), steps=20)
     large = train(mlp, initial(0), data, optax.sgd(0.05), steps=20, batch_size=30)
     np.testing.assert_array_equal(full.loss, large.loss)
 
 
+@pytest.mark.thorough
 def test_other_losses_and_integer_labels():
     x = np.random.default_rng(0).normal(size=(20, 3))
     data = Dataset(jnp.asarray(x), jnp.asarray(np.argmax(x, axis=1)))
@@ -314,6 +316,7 @@ def test_an_ensemble_is_its_members_one_by_one(data):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_members_may_differ_in_anchor_alpha_and_data(data):
     anchors, alphas = [initial(0), initial(1)], jnp.array([1.0, 20.0])
     sets = [data, Dataset(data.x, jnp.cos(2 * data.x))]
@@ -420,6 +423,7 @@ def test_the_critical_learning_rate_of_the_message_is_that_of_the_kernel(data):
         train(mlp, w0, data, optax.sgd(1e5), steps=300)
 
 
+@pytest.mark.thorough
 def test_a_member_that_diverges_is_frozen_and_the_others_go_on(data):
     def f(params, x):
         return params["rate"] * mlp(params["net"], x)
@@ -453,6 +457,7 @@ def test_mini_batches_that_diverge_leave_nan_on_the_grid(data):
 # --- rounding
 
 
+@pytest.mark.thorough
 def test_an_alpha_beyond_rounding_warns_and_names_the_point(data):
     single = jax.tree.map(lambda w: w.astype(jnp.float32), (initial(0), data))
     w0, data32 = single[0], Dataset(*single[1])

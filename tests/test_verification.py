@@ -90,6 +90,7 @@ DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 DTYPE_ROWS = [(d, x2, r) for r in REDUCTIONS for x2 in (None, X[:2] + 1) for d in DTYPES]
 
 
+@pytest.mark.thorough
 @few(("dtype", "x2", "reduce"), DTYPE_ROWS)
 def test_a_right_kernel_passes_in_every_dtype(dtype, x2, reduce):
     # a quarter: where tanh saturates, one unit of bfloat16 moves the kernel by as much as itself
@@ -134,6 +135,7 @@ def test_what_nothing_depends_on_is_right():
     assert found.whole.error == found.leaves["u"].error == 0
 
 
+@pytest.mark.thorough
 def test_a_store_is_checked_before_the_long_work_unless_it_is_told_not_to(tmp_path):
     wrong = lambda p, x: lookups(p, x)  # noqa: E731 (a function of one line)
     with patch.object(walk, "in_order", lambda roles: True):

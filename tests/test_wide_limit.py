@@ -44,6 +44,7 @@ def test_the_limit_on_the_circle_knows_the_angle_alone():
     np.testing.assert_allclose(kernel[0, 1:], kernel[0, :0:-1], rtol=1e-12)
 
 
+@pytest.mark.thorough
 @few("parametrization", sorted(VARIANCES, key=lambda name: name != "lecun"))
 def test_initial_weights_are_drawn_as_the_module_draws_them(parametrization):
     x = circle(Config(n=4)).x
