@@ -25,7 +25,7 @@ FORWARD_ONLY = {"while_loop"}
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def model(params, x):
@@ -50,7 +50,7 @@ PARAMS = {
 
 
 def examples(seed, n):
-    tokens = jax.random.randint(jax.random.key(seed), (n, 4), 0, 11)
+    tokens = jnp.asarray(np.random.default_rng(seed).integers(0, 11, (n, 4)))
     return {"tokens": tokens, "numbers": normal(seed + 1, n, 5)}
 
 
