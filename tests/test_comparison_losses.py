@@ -55,6 +55,7 @@ CASES = {
 }
 
 
+@pytest.mark.thorough
 @few("name", CASES)
 def test_values_are_compared_and_not_classified(name):
     f, y, loss = CASES[name]

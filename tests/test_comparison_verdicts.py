@@ -125,6 +125,7 @@ def test_a_tangent_model_that_still_learns_and_a_large_rate_are_warned_of():
     assert any("smaller learning rate" in advice for advice in found.advice)
 
 
+@pytest.mark.thorough
 def test_rounding_is_no_gap_where_nothing_is_learned_yet():
     compared = example()
     rounded = compared.gap_train + 1e-17 * np.abs(compared.network.train).max()

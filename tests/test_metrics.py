@@ -99,6 +99,7 @@ def quadratic(forms, slopes):
     return lambda w, x: (x @ (slopes @ w + jnp.einsum("ipq,p,q->i", forms, w, w) / 2))[:, None]
 
 
+@pytest.mark.thorough
 def test_kappa_is_exact_for_a_tensor_of_rank_one():
     z, u = normal(0, 4), normal(1, 6)
     z, u = z / np.linalg.norm(z), u / np.linalg.norm(u)
