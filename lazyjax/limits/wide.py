@@ -29,8 +29,7 @@ from lazyjax.traces import as_it_is, one_example
 from lazyjax.types import ModelFunction, Params, PyTree
 from lazyjax.widening import widened
 
-_TILE = 2**18  # entries of the largest array of a tile
-_TILES = 8  # into which a symmetric kernel is cut, to save nearly half of it
+_TILE = 2**17  # entries of the largest array of a tile: work for two cores, within their cache
 
 
 class Infinite(NamedTuple):
@@ -140,20 +139,36 @@ def _output(reader: Reader, y: Value) -> Any:
 def _tile(
     network: _Network, f: Any, values: list[Any], x1: Any, x2: Any, *, trusted: bool
 ) -> tuple[jax.Array, ...]:
-    """Compute the kernels of a block, (n1, n2) each; symmetric where x2 is None."""
-    moments, y, q = _read(network, f, values, x1, x2, trusted=trusted)
-    shape = (moments.sizes[0], moments.sizes[-1])
-    kernels = []
-    for found in (moments.second(y, y, q), moments.tangent(y, y, q)):
-        full = jnp.zeros((), moments.dtype) if found is None else found
-        kernel = jnp.broadcast_to(full, shape).astype(moments.dtype)
-        if x2 is None:
-            kernel = symmetric(kernel, "trace")
-        kernels.append(kernel)
-    if not moments.errors:
+    """Compute the kernels of a block, (n1, n2) each; symmetric where x2 is None.
+
+    Then the pairs of an example and itself are computed apart: of these rounding must not make two
+    fields of one. To choose them in every layer would double the time of all pairs.
+    """
+    read = partial(_read, network, f, values, x1, trusted=trusted)
+    moments, y, q = read(x1 if x2 is None else x2)
+    found = [moments.second(y, y, q), moments.tangent(y, y, q)]
+    kernels = [_full(moments, k, moments.sizes) for k in found]
+    errors = moments.errors
+    if x2 is None:
+        moments, y, q = read(None)
+        q = q._replace(crossed=False)
+        found = [moments.second(y, y, q), moments.tangent(y, y, q)]
+        diagonals = [_full(moments, k, moments.sizes) for k in found]
+        at = jnp.diag_indices(len(diagonals[0]))  # of a tile of one example it is all there is
+        kernels = [
+            symmetric(k, "trace").at[at].set(d) for k, d in zip(kernels, diagonals, strict=True)
+        ]
+        errors = errors + moments.errors
+    if not errors:
         return tuple(kernels)
-    error = jnp.max(jnp.stack([jnp.asarray(e, moments.dtype) for e in moments.errors]))
-    return (*kernels, jnp.broadcast_to(error, shape))
+    error = jnp.max(jnp.stack([jnp.asarray(e, moments.dtype) for e in errors]))
+    return (*kernels, jnp.broadcast_to(error, kernels[0].shape))
+
+
+def _full(moments: Moments, found: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Give an array of every pair, zeros for None."""
+    full = jnp.zeros((), moments.dtype) if found is None else found
+    return jnp.broadcast_to(full, shape).astype(moments.dtype)
 
 
 @partial(jax.jit, static_argnames=("network", "side"))
@@ -320,10 +335,7 @@ def _side(
     one = one_example(x1)
     jax.eval_shape(once, one, None if x2 is None else one_example(x2))
     n = max(jax.tree.leaves(x)[0].shape[0] for x in (x1, x2) if x is not None)
-    side = max(1, int((_TILE / largest[0]) ** 0.5))
-    if x2 is None:
-        side = min(side, max(1, -(-n // _TILES)))
-        side = max(side, min(n, 8 if largest[0] < 64 else 1))
+    side = max(1, round((_TILE / largest[0]) ** 0.5))
     return min(side, n if batch_size is None else batch_size)
 
 
