@@ -1,6 +1,6 @@
 """Are the limits those of neural-tangents, and how fast? `python -m benchmarks.infinite`
 
-27 networks, float64: the largest difference over the largest entry, of both kernels, of a batch
+28 networks, float64: the largest difference over the largest entry, of both kernels, of a batch
 with itself and with another; neural-tangents 0.6.5 in an environment of its own. Then three
 networks in float32: the least time of five calls, compilation excluded, in processes of their own,
 in turn.

@@ -259,6 +259,7 @@ CASES: dict[str, Case] = {
         3, lambda z: jax.nn.leaky_relu(z, 0.2), lambda s: s.LeakyRelu(0.2)
     ),
     "abs 3": fully_connected(3, jnp.abs, lambda s: s.Abs()),
+    "abs 6": fully_connected(6, jnp.abs, lambda s: s.Abs()),
     "erf 5": fully_connected(5, jax.scipy.special.erf, lambda s: s.Erf()),
     "sin 3": fully_connected(3, jnp.sin, lambda s: s.Sin()),
     "cos 3": fully_connected(3, jnp.cos, lambda s: s.Cos()),
