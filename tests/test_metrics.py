@@ -78,6 +78,19 @@ def test_target_alignment_is_that_with_the_outer_product():
     )
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_complex_kernels_and_targets_align_by_the_conjugate(centered):
+    draw = np.random.default_rng(0).normal
+    J, y = (draw(size=shape) + 1j * draw(size=shape) for shape in ((4, 7), (4, 2)))
+    H = np.eye(4) - centered / 4
+    for kernel in (J @ J.conj().T, (J @ J.conj().T).real):
+        for targets in (y, y.real):
+            a, b = (H @ K @ H for K in (kernel, targets @ targets.conj().T))
+            expected = np.vdot(a, b).real / np.linalg.norm(a) / np.linalg.norm(b)
+            found = target_alignment(jnp.asarray(kernel), jnp.asarray(targets), centered=centered)
+            assert found == pytest.approx(expected)
+
+
 def test_the_gap_is_the_root_of_the_mean_square():
     a, b = normal(0, 7, 2), normal(1, 7, 2)
     assert tangent_gap(a, b) == pytest.approx(np.linalg.norm(a - b) / 14**0.5)

@@ -31,8 +31,8 @@ def laplacian(p, x):
 
 def directional(p, x):  # forward over forward: leaves are used three times
     def one(x):
-        along = lambda t: net(p, (x + t)[None])[0]  # noqa: E731
-        first = lambda t: jax.jvp(along, (t,), (jnp.ones(3),))[1]  # noqa: E731
+        along = lambda t: net(p, (x + t)[None])[0]  # noqa: E731 (a function of one line)
+        first = lambda t: jax.jvp(along, (t,), (jnp.ones(3),))[1]  # noqa: E731 (a function of one line)
         return jax.jvp(first, (jnp.zeros(3),), (jnp.ones(3),))[1]
 
     return jax.vmap(one)(x)

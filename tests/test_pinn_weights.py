@@ -145,7 +145,7 @@ def test_training_is_gradient_descent_with_weights_taken_anew(small, weighted):
             lambdas.append(kernel_weights(problem, params) if weighted else np.ones(2))
         J = jax.tree.map(np.asarray, gradients(params))
         b, r = lambdas[-1]
-        params = jax.tree.map(lambda w, d: w - rate * (b * d[0] + r * d[1]), params, J)  # noqa: B023
+        params = jax.tree.map(lambda w, d: w - rate * (b * d[0] + r * d[1]), params, J)  # noqa: B023 (called at once)
     for leaf, expected in zip(jax.tree.leaves(final), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-10)
     assert {name: a.shape for name, a in records.items()} == {
