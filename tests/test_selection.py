@@ -22,7 +22,7 @@ from lazyjax.sketches import Sketch
 
 N = 12
 X = inputs(20, N)
-Z = jnp.asarray(np.random.default_rng(1).normal(size=(N, 8)) * np.linspace(0.5, 2, N)[:, None])
+Z = jnp.asarray(np.random.default_rng(2).normal(size=(N, 8)) * np.linspace(0.5, 2, N)[:, None])
 
 
 def schur(kernel, count, given=(), ridge=0.0):
