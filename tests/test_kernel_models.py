@@ -67,7 +67,8 @@ WAYS = METHOD, *(m for m in METHODS if m != METHOD), "auto", *ORDERED
 PULLED = [
     name
     for name in MODELS
-    if name not in FORWARD_ONLY | {"pytree outputs", "weights through float32"}
+    if name
+    not in FORWARD_ONLY | {"pytree outputs", "a value and its gradient", "weights through float32"}
 ]
 
 
