@@ -160,7 +160,7 @@ def _run_chunk(
     # movements are summed in units of the leaf, or of all where it is zero: squares keep in range
     largest = _each(lambda w0: jnp.max(jnp.abs(w0), initial=0.0), leaves0)
     units = scale_of(jnp.where(largest > 0, largest, jnp.max(largest)), ())
-    least = np.array([jnp.finfo(w0.dtype).tiny * 2.0**40 for w0 in leaves0])
+    least = np.asarray([jnp.finfo(w0.dtype).tiny * 2.0**40 for w0 in leaves0], units.dtype)
     n = checks.batch("x", data.x)
 
     def step(carry: Any, indices: Any) -> Any:

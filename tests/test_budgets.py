@@ -66,7 +66,9 @@ def test_a_budget_is_kept_to_and_changes_only_rounding(f, method, x2):
 
 
 @pytest.mark.thorough
-@few(("f", "options"), [(shallow, {"method": "jacobian_contraction"}), (model, {})])
+@pytest.mark.parametrize(
+    ("f", "options"), [(shallow, {"method": "jacobian_contraction"}), (model, {})]
+)
 def test_what_cannot_be_kept_to_is_refused_with_the_least_that_would_do(f, options):
     params = PARAMS if f is model else {name: PARAMS[name] for name in "ac"}
     with pytest.raises(

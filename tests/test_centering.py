@@ -175,7 +175,7 @@ def test_bad_input_of_operators_is_refused(make, kind, text):
 
 
 @pytest.mark.thorough
-@few("reduce", ["diagonal", "none", "trace", "sum"])
+@pytest.mark.parametrize("reduce", ["diagonal", "none", "trace", "sum"])
 def test_the_diagonal_is_that_of_the_kernel(reduce):
     def kernels(p):
         return (
@@ -193,7 +193,7 @@ def test_the_diagonal_is_that_of_the_kernel(reduce):
 
 
 @pytest.mark.thorough
-@few(("center", "weighted"), CASES)
+@pytest.mark.parametrize(("center", "weighted"), CASES)
 def test_sketches_are_those_of_the_sampled_derivatives(center, weighted):
     """Linear in the derivatives: those of C J are C times those of J, with the same hashes."""
     weights = WEIGHTS if weighted else None

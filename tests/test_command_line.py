@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import optax
 import pytest
-from thoroughness import few
 
 from lazyjax import Comparison, Dataset, compare, loop, ntk, pages, verdicts
 from lazyjax.__main__ import main
@@ -64,7 +63,7 @@ def test_the_file_holds_the_kernel_and_one_line_says_so(folder, capsys):
 
 
 @pytest.mark.thorough
-@few("names", [("x1", "x2"), ("x1",)])
+@pytest.mark.parametrize("names", [("x1", "x2"), ("x1",)])
 def test_two_batches_or_one_under_another_name(folder, names):
     x = {name: np.linspace(-1, n, 2 * n + 6).reshape(-1, 2) for n, name in enumerate(names)}
     np.savez("x.npz", **x)

@@ -159,6 +159,13 @@ def test_figures_need_one_label_a_member_and_one_target_a_test_point(compared):
         compared.plot(target=np.ones(3))
 
 
+@pytest.mark.thorough
+def test_figures_without_test_points_take_no_target():
+    without = compare(model, PARAMS, DATA, SGD, steps=3)
+    with pytest.raises(ValueError, match="`target` must have one value for each of the 0 test"):
+        without.plot(target=np.ones(3))
+
+
 def test_a_file_that_holds_no_comparison_is_refused(compared, tmp_path):
     with pytest.raises(FileNotFoundError, match="`path` must be a saved file"):
         Comparison.load(tmp_path / "none.npz")

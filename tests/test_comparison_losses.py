@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from thoroughness import few
 
 from lazyjax import compare, verdicts
 from lazyjax.comparison import amounts as measured_amounts
@@ -56,7 +55,7 @@ CASES = {
 
 
 @pytest.mark.thorough
-@few("name", CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_values_are_compared_and_not_classified(name):
     f, y, loss = CASES[name]
     compared = compare(f, W, Dataset(X, y), optax.sgd(0.05), steps=20, loss=loss, test=X[:3])
@@ -82,7 +81,7 @@ BINARY = {
 
 
 @pytest.mark.thorough
-@few("name", BINARY)
+@pytest.mark.parametrize("name", BINARY)
 def test_two_classes_are_the_sides_of_a_threshold(name):
     y, loss, threshold = BINARY[name]
     data = Dataset(X, y)

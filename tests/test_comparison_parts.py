@@ -11,7 +11,6 @@ import optax
 import pytest
 from flax import nnx
 from jax.tree_util import Partial
-from thoroughness import few
 
 import lazyjax
 from lazyjax.comparison import compare
@@ -119,7 +118,7 @@ def same_bits(found, wanted):
 
 
 @pytest.mark.thorough
-@few("name", MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_comparison_is_its_parts_to_the_last_bit(name):
     f, params, data, test, options = MODELS[name]()
     optimizer, key = options.pop("optimizer"), options.pop("key", None)

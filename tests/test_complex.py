@@ -207,7 +207,7 @@ def test_the_hermitian_kernel_is_that_of_the_complex_derivative(name, method):
 
 
 @pytest.mark.thorough
-@few(
+@pytest.mark.parametrize(
     ("name", "itself"),
     [
         ("tied", False),
@@ -251,7 +251,7 @@ def test_hermitian_kernels_have_a_diagonal(reduce):
 
 
 @pytest.mark.thorough
-@few("convention", ["hermitian", "real"])
+@pytest.mark.parametrize("convention", ["hermitian", "real"])
 def test_leaves_add_up(convention):
     def kernels(p):
         return [

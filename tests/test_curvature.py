@@ -4,7 +4,6 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from thoroughness import few
 
 from lazyjax.curvature import sharpness
 from lazyjax.kernels import matrix, ntk
@@ -25,7 +24,7 @@ def model(w, x):
 
 
 @pytest.mark.thorough
-@few("name", LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_it_is_the_largest_eigenvalue_of_the_hessian(name):
     loss, y = LOSSES[name]
     flat, back = ravel_pytree(W)

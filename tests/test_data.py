@@ -67,7 +67,7 @@ def test_the_batch_of_a_step_does_not_depend_on_how_the_run_is_cut(n, batch_size
 
 
 @pytest.mark.thorough
-@few("start", [2**31 - 20, 0, 12345, 10**9])
+@pytest.mark.parametrize("start", [2**31 - 20, 0, 12345, 10**9])
 def test_late_steps_do_not_overflow(start):
     n, batch_size = 100_003, 4099
     rows = batch_indices(jax.random.key(0), start, n=n, batch_size=batch_size, steps=2)

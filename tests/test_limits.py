@@ -115,13 +115,14 @@ def test_deep_networks_follow_the_recursion_of_the_papers(name, depth, ntk_param
     assert found.error == 0
 
 
+@few("depth", [3, 5])
 @few("name", ["sin", "relu", "abs", "erf"])
-def test_an_example_with_itself_is_exact(name):
+def test_an_example_with_itself_is_exact(name, depth):
     phi, dual = CLOSED[name]
     f = mlp(phi, ntk_parametrised=True)
-    found = infinite(f, layers_of(3), X, variance=1.0)
+    found = infinite(f, layers_of(depth), X, variance=1.0)
     rows = list(X)
-    wanted = by_recursion(dual, 3, rows, rows)
+    wanted = by_recursion(dual, depth, rows, rows)
     np.testing.assert_allclose(np.diag(found.ntk), np.diag(wanted[1]), rtol=1e-12)
     np.testing.assert_allclose(found.ntk, wanted[1], rtol=1e-12)
 
@@ -276,10 +277,11 @@ def test_the_mean_of_a_function_with_kinks_far_away_is_that_of_its_pieces():
 # --- what is read off the operations ---
 
 
-def test_a_scan_is_its_layers_written_out():
+@few("phi", [jnp.sin, jnp.tanh])
+def test_a_scan_is_its_layers_written_out(phi):
     def stacked(w, x):
         def layer(h, p):
-            return h + jnp.sin(h) @ p[0] / 4 + p[1][None], None
+            return h + phi(h) @ p[0] / 4 + p[1][None], None
 
         h, _ = jax.lax.scan(layer, x @ w[0], w[1])
         return h @ w[2] / 4
@@ -287,7 +289,7 @@ def test_a_scan_is_its_layers_written_out():
     def written(w, x):
         h = x @ w[0]
         for i in range(3):
-            h = h + jnp.sin(h) @ w[1][0][i] / 4 + w[1][1][i][None]
+            h = h + phi(h) @ w[1][0][i] / 4 + w[1][1][i][None]
         return h @ w[2] / 4
 
     w = (jnp.zeros((3, 16)), (jnp.zeros((3, 16, 16)), jnp.zeros((3, 16))), jnp.zeros((16, 1)))
@@ -735,8 +737,9 @@ def test_a_rough_quadrature_is_told():
         infinite(f, W2, X, variance=1.0, degree=16)
 
 
-def test_it_runs_under_jit_and_in_float32():
-    f, layers = mlp(jax.nn.relu, ntk_parametrised=True), layers_of(1)
+@few("depth", [1, 2])
+def test_it_runs_under_jit_and_in_float32(depth):
+    f, layers = mlp(jax.nn.relu, ntk_parametrised=True), layers_of(depth)
     wanted = infinite(f, layers, X, OTHER, variance=1.0)
     found = jax.jit(lambda x, y: infinite(f, layers, x, y, variance=1.0))(X, OTHER)
     np.testing.assert_allclose(found.ntk, wanted.ntk, rtol=1e-12)

@@ -148,7 +148,7 @@ ORDERS = {
 
 
 @pytest.mark.thorough
-@few("name", reversed(ORDERS))
+@pytest.mark.parametrize("name", ORDERS)
 def test_the_axes_of_a_plain_convolution_may_have_any_order(name):
     layers = (
         Conv((2, 3), (1, 2), [(1, 0), (0, 2)], (1, 2), (2, 1)),

@@ -235,9 +235,8 @@ def test_weights_that_are_held_by_a_compiled_function_are_known():
     found = jax.jit(
         lambda p: lazyjax.natural_gradient(net, p, X, RESIDUAL, damping=0.1, weights=weights)
     )(PARAMS)
-    B, r = system(rows(net, PARAMS), RESIDUAL, np.ones(7), False)
-    expected = np.linalg.solve(B.T @ B + 0.1 * np.eye(B.shape[1]), B.T @ r)
-    np.testing.assert_allclose(flat(found), expected, rtol=1e-9, atol=1e-11)
+    plain = lazyjax.natural_gradient(net, PARAMS, X, RESIDUAL, damping=0.1, weights=weights)
+    np.testing.assert_allclose(flat(found), flat(plain), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["params", "x", "residual"])

@@ -85,8 +85,8 @@ def close(found, wanted):
 
 
 @pytest.mark.thorough
-@few(
-    "keep, reduce, symmetric",
+@pytest.mark.parametrize(
+    ("keep", "reduce", "symmetric"),
     [
         ("features", "trace", False),
         ("residuals", "sum", True),
@@ -163,7 +163,7 @@ def test_operators_of_half_precision_are_float32():
 
 
 @pytest.mark.thorough
-@few("keep", ["features", "residuals"])
+@pytest.mark.parametrize("keep", ["features", "residuals"])
 def test_outputs_and_wrt_choose_as_in_ntk(keep):
     options = {"outputs": (2, 0), "wrt": lambda path: "twice" in path or "bias" in path}
     A = ntk_operator(model, PARAMS, X1, X2, keep=keep, **options)
@@ -171,7 +171,9 @@ def test_outputs_and_wrt_choose_as_in_ntk(keep):
 
 
 @pytest.mark.thorough
-@few("keep, reduce", [("residuals", "trace"), ("nothing", "none"), ("features", "trace")])
+@pytest.mark.parametrize(
+    ("keep", "reduce"), [("residuals", "trace"), ("nothing", "none"), ("features", "trace")]
+)
 def test_few_vectors_and_outputs_at_a_time_change_nothing(keep, reduce, monkeypatch):
     monkeypatch.setattr("lazyjax.operators.products._VECTORS", 2)
     A = ntk_operator(model, PARAMS, X1, keep=keep, reduce=reduce)

@@ -109,7 +109,7 @@ def test_the_error_is_that_of_the_jackknife():
 
 
 @pytest.mark.thorough
-@few("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_signs_are_exact_for_diagonal_kernels(dtype):
     """(A v)_i^2 = a_i^2, whatever the sign."""
     rng = np.random.default_rng(0)

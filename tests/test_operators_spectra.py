@@ -94,7 +94,7 @@ ESTIMATES = {
 
 
 @pytest.mark.thorough
-@few("name", sorted(ESTIMATES, key=lambda name: name != "trace"))
+@pytest.mark.parametrize("name", sorted(ESTIMATES, key=lambda name: name != "trace"))
 def test_the_standard_errors_hold_the_truth_as_often_as_they_say(name):
     estimate, exact = ESTIMATES[name]
     # where one eigenvalue is nearly all of the trace, the error is as skewed as its chi^2

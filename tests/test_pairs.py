@@ -136,7 +136,7 @@ def test_the_kernels_of_the_leaves_are_the_products_of_both_jacobians(name):
 
 
 @pytest.mark.thorough
-@few("name", sorted(SECONDS, key=lambda name: name != "gradient"))
+@pytest.mark.parametrize("name", sorted(SECONDS, key=lambda name: name != "gradient"))
 def test_the_functions_may_be_turned_round(name):
     g, x2 = SECONDS[name]
     whole = sum(expected(net, X, g, x2).values())
@@ -206,7 +206,7 @@ SOME = {**SCALES, "a": 2.0, "c": 0.5}
 
 
 @pytest.mark.thorough
-@few(
+@pytest.mark.parametrize(
     ("g", "scales"),
     [(one_output, SOME), *((laplacian, m) for m in (SOME, SCALES, dict.fromkeys(SHAPES, 3.0)))],
 )

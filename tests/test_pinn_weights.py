@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from thoroughness import few
 
 from experiments.pinn_weights import (
     QUICK,
@@ -130,7 +129,7 @@ def test_the_weights_are_those_of_algorithm_1(small):
 
 
 @pytest.mark.thorough
-@few("weighted", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
 def test_training_is_gradient_descent_with_weights_taken_anew(small, weighted):
     """Two blocks of three steps by hand."""
     _, problem, params = small

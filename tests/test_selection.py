@@ -107,8 +107,8 @@ def test_kernel_operator_and_features_of_a_network_choose_alike(method):
 
 
 @pytest.mark.thorough
-@few("rows", [False, True])
-@few("method", METHODS)
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_scale_and_the_shift_of_an_operator_count(method, rows):
     base = as_operator(Z @ Z.T)
     if not rows:
@@ -148,7 +148,7 @@ def test_max_distance_covers_within_twice_the_least_radius(seed):
 
 
 @pytest.mark.thorough
-@few("method", reversed(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_ties_go_to_the_lowest_number(method):
     assert select(3, kernel=jnp.eye(6), method=method).indices.tolist() == [0, 1, 2]
     assert select(3, features=jnp.eye(6), method=method, given=[1]).indices.tolist() == [0, 2, 3]
@@ -158,8 +158,8 @@ def test_ties_go_to_the_lowest_number(method):
 
 
 @pytest.mark.thorough
-@few("which", ["kernel", "features"])
-@few("method", reversed(METHODS))
+@pytest.mark.parametrize("which", ["kernel", "features"])
+@pytest.mark.parametrize("method", METHODS)
 def test_what_is_exhausted_is_said_and_shown_and_nothing_comes_twice(method, which):
     """Four different examples, each three times over but for the last digit."""
     random = np.random.default_rng(1)
@@ -214,7 +214,7 @@ def test_noise_is_never_exhausted():
 
 
 @pytest.mark.thorough
-@few("method", reversed(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_it_runs_under_jit_and_vmap(method):
     kernels = jnp.stack([Z @ Z.T, (Z @ Z.T)[::-1, ::-1]])
     choose = partial(select, 4, method=method)

@@ -66,7 +66,7 @@ def test_a_bad_config_is_refused(fields, error, match):
 
 
 @pytest.mark.thorough
-@few(
+@pytest.mark.parametrize(
     ("dimension", "first_k", "frequency"),
     [(200, 1, 0.2 * math.pi), (8, 0, 2 * math.pi)],
 )

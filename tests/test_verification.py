@@ -91,7 +91,7 @@ DTYPE_ROWS = [(d, x2, r) for r in REDUCTIONS for x2 in (None, X[:2] + 1) for d i
 
 
 @pytest.mark.thorough
-@few(("dtype", "x2", "reduce"), DTYPE_ROWS)
+@pytest.mark.parametrize(("dtype", "x2", "reduce"), DTYPE_ROWS)
 def test_a_right_kernel_passes_in_every_dtype(dtype, x2, reduce):
     # a quarter: where tanh saturates, one unit of bfloat16 moves the kernel by as much as itself
     params, x, other = jax.tree.map(lambda a: (a / 4).astype(dtype), (P, X, x2))

@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import pytest
-from thoroughness import few
 
 from experiments.wide_limit import (
     NETWORKS,
@@ -45,7 +44,7 @@ def test_the_limit_on_the_circle_knows_the_angle_alone():
 
 
 @pytest.mark.thorough
-@few("parametrization", sorted(VARIANCES, key=lambda name: name != "lecun"))
+@pytest.mark.parametrize("parametrization", sorted(VARIANCES, key=lambda name: name != "lecun"))
 def test_initial_weights_are_drawn_as_the_module_draws_them(parametrization):
     x = circle(Config(n=4)).x
     module = NETWORKS["shallow"](512, parametrization=parametrization)

@@ -146,14 +146,11 @@ def _tile(
     """
     read = partial(_read, network, f, values, x1, trusted=trusted)
     moments, y, q = read(x1 if x2 is None else x2)
-    found = [moments.second(y, y, q), moments.tangent(y, y, q)]
-    kernels = [_full(moments, k, moments.sizes) for k in found]
+    kernels = _asked(moments, y, q)
     errors = moments.errors
     if x2 is None:
         moments, y, q = read(None)
-        q = q._replace(crossed=False)
-        found = [moments.second(y, y, q), moments.tangent(y, y, q)]
-        diagonals = [_full(moments, k, moments.sizes) for k in found]
+        diagonals = _asked(moments, y, q._replace(crossed=False))
         at = jnp.diag_indices(len(diagonals[0]))  # of a tile of one example it is all there is
         kernels = [
             symmetric(k, "trace").at[at].set(d) for k, d in zip(kernels, diagonals, strict=True)
@@ -165,10 +162,12 @@ def _tile(
     return (*kernels, jnp.broadcast_to(error, kernels[0].shape))
 
 
-def _full(moments: Moments, found: Any, shape: tuple[int, ...]) -> jax.Array:
-    """Give an array of every pair, zeros for None."""
-    full = jnp.zeros((), moments.dtype) if found is None else found
-    return jnp.broadcast_to(full, shape).astype(moments.dtype)
+def _asked(moments: Moments, y: Any, q: Query) -> list[jax.Array]:
+    """Give both kernels at every pair of a query, zeros for None."""
+    shape = moments.sizes if q.crossed else moments.sizes[:1]
+    found = (moments.second(y, y, q), moments.tangent(y, y, q))
+    full = (jnp.zeros((), moments.dtype) if k is None else k for k in found)
+    return [jnp.broadcast_to(k, shape).astype(moments.dtype) for k in full]
 
 
 @partial(jax.jit, static_argnames=("network", "side"))

@@ -5,6 +5,7 @@ mean of v^T M v over them is an unbiased estimate of tr M.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -303,16 +304,16 @@ def effective_rank(
     2.0
     """
     density = spectral_density(key, A, probes=probes, depth=depth)
-    share, trace = _rank(density.nodes, density.weights)
+    found, trace = _rank(density.nodes, density.weights, A.shape[0])
     _not_zero("A", trace)
-    return Estimate(A.shape[0] * share.value, A.shape[0] * share.error)
+    return found
 
 
-@jax.jit
-def _rank(nodes: jax.Array, weights: jax.Array) -> tuple[Estimate, jax.Array]:
-    """Estimate the effective rank over n from quadratures (probes, depth), and a size of A."""
+@partial(jax.jit, static_argnums=2)
+def _rank(nodes: jax.Array, weights: jax.Array, n: int) -> tuple[Estimate, jax.Array]:
+    """Estimate the effective rank from quadratures (probes, depth) of order n, and a size of A."""
     nodes = jnp.maximum(nodes, 0) / scale_of(nodes)
     entropy = jax.scipy.special.entr(nodes)
     samples = jnp.sum(weights[:, None] * jnp.stack([nodes, entropy], axis=1), axis=2)
-    found = _jackknife(lambda mean: mean[0] * jnp.exp(mean[1] / mean[0]), samples)
+    found = _jackknife(lambda mean: n * mean[0] * jnp.exp(mean[1] / mean[0]), samples)
     return found, jnp.mean(samples[:, 0])
