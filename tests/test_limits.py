@@ -188,7 +188,7 @@ KINKS = {
         lambda z: jnp.sign(z) * jnp.maximum(jnp.abs(z) - 0.3, 0),
         [(-np.inf, -0.3, 0.3, 1, 0), (0.3, np.inf, -0.3, 1, 0)],
     ),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 def value_of(pieces, z):

@@ -109,7 +109,7 @@ NETWORKS = {
     "pools that do not": ((4, 5, 2), (CONV, "relu", Pool((2, 2), (2, 2), "SAME", False), Conv((2, 2)), "relu", *FLAT)),
     "a residual block": ((4, 4, 2), (CONV, Block(("relu", Conv((3, 3), padding="SAME"), "relu", Conv((2, 2), padding="SAME"))), "relu", *MEAN)),
     "a block with strides": ((4, 5, 2), (CONV, Block(("relu", Conv((3, 3), (2, 2), "SAME")), ("relu", Conv((1, 1), (2, 2)))), "relu", *FLAT)),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 TELLING = ("a block with strides", "circular, dilated")

@@ -68,7 +68,7 @@ INITIALISERS = {
     "normal, turned": (ntk_normal, 1 / 16),
     "normal, a part": (part, 1.0),
     "truncated, own": (cut, truncnorm.var(-1.5, 1.5) / 4),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 HALF = (
@@ -266,7 +266,7 @@ MODULES = {
     "scanned, one layer": (repeated(), X, {"ScanBlock_0": LAYER}),
     "mapped": (mapped(), X, {"VmapBlock_0": LAYER}),
     "shared": (nn.Sequential([layer := nn.Dense(7), nn.relu, layer]), X, {"layers_0": {"bias": None, "kernel": 1 / 7}}),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 def assert_close(found, expected, rtol=1e-6):
@@ -386,7 +386,13 @@ def test_leaves_that_are_no_floats_are_not_random():
 
 def test_infinite_takes_the_tree_as_it_is():
     width = 16
-    module = nn.Sequential([nn.Dense(width, kernel_init=initializers.he_uniform(), param_dtype=jnp.float64), nn.relu, nn.Dense(1, param_dtype=jnp.float64)])  # fmt: skip
+    module = nn.Sequential(
+        [
+            nn.Dense(width, kernel_init=initializers.he_uniform(), param_dtype=jnp.float64),
+            nn.relu,
+            nn.Dense(1, param_dtype=jnp.float64),
+        ]
+    )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
     f, params = from_linen(module, jax.random.key(0), x)
     found = infinite(f, params, x, variance=variances(module, x))
@@ -472,7 +478,7 @@ REFUSED = {
     "one key in a scan": (scanned(own=False), "ScanBlock_0/Dense_0/bias with `scan` of random numbers"),
     "one key in a map": (mapped(own=False), "VmapBlock_0/Dense_0/bias with `broadcast_in_dim`"),
     "complex": (nn.Dense(4, param_dtype=jnp.complex64), "kernel with .* of random numbers"),
-}  # fmt: skip
+}  # fmt: skip # to be read as a table
 
 
 @pytest.mark.parametrize("name", REFUSED)

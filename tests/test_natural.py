@@ -117,9 +117,16 @@ def test_complex_parameters_have_a_hermitian_form(mu):
     B, r = system(J, residual, np.ones(7) / 7, True)
     last = None if mu is None else jax.tree.map(lambda w: 0.1 * np.asarray(w), COMPLEX)
     found = lazyjax.natural_gradient(
-        net, COMPLEX, X, residual, damping=0.1, center=True, complex="hermitian",
-        momentum=mu, previous=last,
-    )  # fmt: skip
+        net,
+        COMPLEX,
+        X,
+        residual,
+        damping=0.1,
+        center=True,
+        complex="hermitian",
+        momentum=mu,
+        previous=last,
+    )
     shift = 0 if last is None else mu * flat(last)
     right = B.conj().T @ (r - B @ (shift + np.zeros(B.shape[1])))
     expected = np.linalg.solve(B.conj().T @ B + 0.1 * np.eye(B.shape[1]), right) + shift
@@ -204,7 +211,7 @@ def test_what_is_not_differentiated_does_not_move():
         ({"weights": jnp.ones(3)}, ValueError, "`weights` must have shape"),
         ({"complex": "real"}, ValueError, "`complex` must be None"),
     ],
-)  # fmt: skip
+)  # fmt: skip # to be read as a table
 def test_bad_input_is_refused(options, kind, text):
     options = {"damping": 0.1, "residual": RESIDUAL, **options}
     residual = options.pop("residual")

@@ -228,9 +228,16 @@ def test_means_metrics_and_choices_are_those_of_each_side(g, scales):
         for k in "ac"
     )
     found = lazyjax.ntk(
-        net, PARAMS, X, OTHER, g=g, metric=scales, center=True, weights=weights,
+        net,
+        PARAMS,
+        X,
+        OTHER,
+        g=g,
+        metric=scales,
+        center=True,
+        weights=weights,
         wrt=lambda path: path in "ac",
-    )  # fmt: skip
+    )
     close(found, wanted)
 
 
