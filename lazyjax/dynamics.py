@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from lazyjax import checks, laws
 from lazyjax.kernels import matrix
 from lazyjax.laws import Law
-from lazyjax.norms import eigh, norm
+from lazyjax.norms import asymmetry, eigh
 from lazyjax.widening import widened
 
 _FLOW = "gradient_flow"
@@ -229,12 +229,6 @@ def warn_of_rounding(ridge: Any, noise: Any, *, stacklevel: int) -> None:
 
 
 @jax.jit
-def _asymmetry(square: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Compute norm(K - K^T) and norm(K)."""
-    return norm(square - square.T), norm(square)
-
-
-@jax.jit
 def _decomposed(square: jax.Array, difference: jax.Array) -> tuple[jax.Array, ...]:
     """Give eigenvalues, eigenvectors, the difference (M, columns) in these, and the noise."""
     values, vectors = eigh(square)
@@ -271,11 +265,11 @@ def _make(
     own = law(y.size, kernel.dtype)
     square = matrix(kernel)
     if checks.is_known(square):
-        skew, size = map(float, _asymmetry(square))
-        if skew > rounding * size:
+        skew = float(asymmetry(square))
+        if skew > rounding:
             raise ValueError(
-                f"`kernel` must be symmetric, got norm(K - K^T) = {skew:.1e}. Compute it with "
-                "ntk(f, params0, x), x2=None, in full precision."
+                f"`kernel` must be symmetric, got norm(K - K^T) / norm(K) = {skew:.1e}. Compute it "
+                "with ntk(f, params0, x), x2=None, in full precision."
             )
     difference = (f0 - y).reshape(square.shape[0], -1)
     values, vectors, residual, noise = _decomposed(square, difference)

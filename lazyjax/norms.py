@@ -92,6 +92,13 @@ def norm(tree: PyTree) -> jax.Array:
     return scale * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / scale)) for leaf in leaves))
 
 
+@jax.jit
+def asymmetry(square: jax.Array) -> jax.Array:
+    """Compute norm(A - A^T) / norm(A) of a matrix (n, n); 0 for one of zeros."""
+    size = norm(square)
+    return norm(square - square.T) / jnp.where(size > 0, size, 1)
+
+
 @partial(jax.jit, inline=True)
 def eigh(square: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Compute the eigenvalues and eigenvectors of symmetric matrices of any size of entries.

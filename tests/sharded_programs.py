@@ -223,7 +223,7 @@ def main(how):
             for (i, model), (j, method) in itertools.product(enumerate(MODELS), enumerate(METHODS))
         ]
     if how == "few":
-        counts, kinds, every = (4,), kinds[:1], [("mlp", "structured_derivatives", "trace")]
+        counts, kinds, every = (4,), kinds[:1], [("cnn", "structured_derivatives", "trace")]
     failed = 0
 
     def hold(name, ways):

@@ -1,9 +1,8 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparison_example import DATA, RUN, TEST, network, start
+from comparison_example import DATA, TEST, examples
 
 from lazyjax.comparison import Comparison, compare, compare_ensemble, join
 from lazyjax.models import Sinusoidal, from_linen, shallow_mlp
@@ -16,8 +15,7 @@ def networks(module, members, seed=1):
 
 @pytest.fixture(scope="module")
 def trained():
-    both = jax.tree.map(lambda *w: jnp.stack(w), start(0, 30), start(1, 30))
-    return compare_ensemble(network, both, DATA, optax.sgd(0.02), **RUN)
+    return examples()
 
 
 def test_shapes_have_the_members_on_axis_0(trained):

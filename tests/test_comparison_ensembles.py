@@ -15,7 +15,7 @@ from lazyjax.tangent import linearize
 from lazyjax.training import scale_loss, train
 from lazyjax.types import Dataset
 
-TREE = {"a": jnp.ones((3, 2)), "b": jnp.ones(4)}
+TREE = {"a": np.ones((3, 2)), "b": np.ones(4)}
 KNOWN = {
     "sgd": (optax.sgd(0.1), HeavyBall(0.1, 0.0)),
     "a heavy ball": (optax.sgd(0.03, 0.9), HeavyBall(0.03, 0.9)),
@@ -62,8 +62,8 @@ def test_what_is_no_heavy_ball_all_the_way_is_none(name):
     assert heavy_ball(OTHERS[name], TREE, 100) is None
 
 
-X, GRID = jax.random.normal(jax.random.key(0), (7, 3)), jax.random.normal(jax.random.key(1), (4, 3))
-DATA = Dataset(X, jnp.sin(X @ jnp.ones((3, 2))))
+X, GRID = (np.random.default_rng(seed).normal(size=(n, 3)) for seed, n in enumerate((7, 4)))
+DATA = Dataset(X, np.sin(X @ np.ones((3, 2))))
 
 
 def model(params, x):

@@ -11,10 +11,10 @@ from lazyjax.comparison import amounts as measured_amounts
 from lazyjax.comparison import compare_ensemble, heavy_ball, running, sizes
 from lazyjax.types import Dataset
 
-X = jnp.asarray(np.random.default_rng(0).normal(size=(12, 2)))
-W = {"a": jnp.asarray(np.random.default_rng(1).normal(size=(2, 6)))}
-W["b"] = jnp.asarray(np.linspace(-1, 1, 12).reshape(6, 2))
-VALUES = jnp.sin(X[:, :1] * 2)
+X = np.random.default_rng(0).normal(size=(12, 2))
+W = {"a": np.random.default_rng(1).normal(size=(2, 6))}
+W["b"] = np.linspace(-1, 1, 12).reshape(6, 2)
+VALUES = np.sin(X[:, :1] * 2)
 
 
 def model(w, x):
@@ -45,12 +45,12 @@ def quantiles(prediction, y):
 
 
 CASES = {
-    "masked": (model, {"y": jnp.sin(X), "mask": jnp.ones((12, 1)).at[3].set(0.0)}, masked),
+    "masked": (model, {"y": np.sin(X), "mask": 1.0 * (np.arange(12) != 3)[:, None]}, masked),
     "Gaussian likelihood": (model, VALUES, gaussian),
     "quantiles": (model, VALUES, quantiles),
-    "Huber": (model, jnp.sin(X), optax.losses.huber_loss),
+    "Huber": (model, np.sin(X), optax.losses.huber_loss),
     "one number": (number, VALUES[:, 0], optax.losses.squared_error),
-    "half the squares": (model, jnp.sin(X), optax.losses.l2_loss),
+    "half the squares": (model, np.sin(X), optax.losses.l2_loss),
 }
 
 
@@ -71,7 +71,7 @@ def test_values_are_compared_and_not_classified(name):
     compared.plot()
 
 
-SIDE = jnp.where(X[:, :1] > 0, 1.0, 0.0)
+SIDE = np.where(X[:, :1] > 0, 1.0, 0.0)
 BINARY = {
     "logits": (SIDE, optax.losses.sigmoid_binary_cross_entropy, 0.0),
     "signs": (2 * SIDE - 1, optax.losses.squared_error, 0.0),

@@ -225,3 +225,5 @@ def test_thresholds_that_do_not_rise_are_refused():
     compared = example()
     with pytest.raises(ValueError, match="`thresholds` must rise from above 0"):
         verdicts(compared, Thresholds(0.5, 0.1))
+    with pytest.raises(TypeError, match="`thresholds` must be two numbers"):
+        verdicts(compared, 0.1)

@@ -35,15 +35,12 @@ EACH_TIME = {
     "scan over layers with remat": "auto",
     "fori_loop that picks its layer": "ntk_vector_products",
     "while_loop": "jacobian_contraction",
-    "jit of jit": METHOD,
     "custom_jvp with a weight": METHOD,
-    "custom_vjp with a weight": METHOD,
     "cond that closes over weights": METHOD,
     "two slices of a weight that overlap": METHOD,
     "a gradient by x, an example at a time": METHOD,
 }
 PULLED_EACH_TIME = {
-    "convolution: channels first": METHOD,
     "a tied decoder": "jacobian_contraction",
     "scan in scan": METHOD,
     "integers and unused parameters": METHOD,

@@ -315,35 +315,39 @@ def test_a_table_of_tokens_is_a_product_with_one_hot_vectors():
     assert not np.allclose(one.ntk[0, 2], one.ntk[0, 1])
 
 
-def test_masks_and_resizing_are_sums_over_positions():
+def masked(x, h):
+    keep = x[..., :1] != 100.0
+    return jnp.where(keep, h, 0).sum(1) / keep.sum(1)
+
+
+def masked_by_weights(x, h):
+    keep = (x[..., 0] != 100.0).astype(h.dtype)
+    return jnp.einsum("ns,nsc->nc", keep / keep.sum(1, keepdims=True), h)
+
+
+def resized(_, h):
+    h = jax.image.resize(h, (len(h), 6, 16), "linear")
+    return (h * np.arange(6.0)[None, :, None]).sum(1)
+
+
+def resized_by_matrix(_, h):
+    linear = jax.image.resize(jnp.eye(4), (6, 4), "linear")
+    return jnp.einsum("ts,nsc,t->nc", linear, h, np.arange(6.0))
+
+
+@few("pool, other", [(resized, resized_by_matrix), (masked, masked_by_weights)])
+def test_masks_and_resizing_are_sums_over_positions(pool, other):
     x = np.random.default_rng(0).normal(size=(3, 4, 5))
     keep = np.array([[1, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], bool)
     x[~keep] = 100.0
-    linear = jax.image.resize(jnp.eye(4), (6, 4), "linear")
 
     def network(pool):
         return lambda w, x: pool(x, jax.nn.relu(x @ w[0])) @ w[1] / 4
 
-    def masked(x, h):
-        keep = x[..., :1] != 100.0
-        return jnp.where(keep, h, 0).sum(1) / keep.sum(1)
-
-    def by_weights(x, h):
-        keep = (x[..., 0] != 100.0).astype(h.dtype)
-        return jnp.einsum("ns,nsc->nc", keep / keep.sum(1, keepdims=True), h)
-
-    def resized(_, h):
-        h = jax.image.resize(h, (len(h), 6, 16), "linear")
-        return (h * jnp.arange(6.0)[None, :, None]).sum(1)
-
-    def by_matrix(_, h):
-        return jnp.einsum("ts,nsc,t->nc", linear, h, jnp.arange(6.0))
-
-    w = (jnp.zeros((5, 16)), jnp.zeros((16, 1)))
-    for pool, other in ((masked, by_weights), (resized, by_matrix)):
-        one, two = (infinite(network(f), w, jnp.asarray(x), variance=0.5) for f in (pool, other))
-        np.testing.assert_allclose(one.ntk, two.ntk, rtol=1e-12)
-        np.testing.assert_allclose(one.nngp, two.nngp, rtol=1e-12)
+    w = (np.zeros((5, 16)), np.zeros((16, 1)))
+    one, two = (infinite(network(f), w, x, variance=0.5) for f in (pool, other))
+    np.testing.assert_allclose(one.ntk, two.ntk, rtol=1e-12)
+    np.testing.assert_allclose(one.nngp, two.nngp, rtol=1e-12)
 
 
 def test_a_gate_of_two_halves_is_the_product_of_their_kernels():

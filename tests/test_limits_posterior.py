@@ -193,9 +193,10 @@ def test_the_posterior_needs_no_ntk_and_takes_leading_axes():
     near(found, np.tile(once.mean, (2, 1, 1, 1)), np.tile(once.covariance, (2, 1, 1, 1)))
 
 
-@few("by", ["nngp", "ntk"])
-@few("ridge", [1e-2, 0.0])
-@few("dtype", [np.float32, np.float64])
+@pytest.mark.thorough
+@pytest.mark.parametrize("by", ["nngp", "ntk"])
+@pytest.mark.parametrize("ridge", [1e-2, 0.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_covariances_are_symmetric_and_positive(by, ridge, dtype):
     p = Problem(*(a.astype(dtype) for a in problem()))
     eps = np.finfo(dtype).eps
@@ -313,9 +314,9 @@ def test_it_takes_the_kernels_of_a_network():
 
 
 P0 = problem()
-BLIND = Infinite(jnp.eye(N), jnp.eye(N), jnp.zeros(()))
-SKEW = jnp.eye(N) + jnp.eye(N, k=1)
-OPERATORS = BLIND._replace(nngp=as_operator(jnp.eye(N)), ntk=as_operator(jnp.eye(N)))
+BLIND = Infinite(np.eye(N), np.eye(N), np.zeros(()))
+SKEW = np.eye(N) + np.eye(N, k=1)
+OPERATORS = BLIND._replace(nngp=as_operator(np.eye(N)), ntk=as_operator(np.eye(N)))
 
 
 def changed(name, **fields):

@@ -23,7 +23,7 @@ from lazyjax.models import (
     sinusoidal_features,
 )
 
-X = jnp.asarray(np.linspace(-1, 1, 9)[:, None])
+X = np.linspace(-1, 1, 9)[:, None]
 
 
 def size(params):

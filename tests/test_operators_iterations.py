@@ -137,7 +137,7 @@ def dense_loss(features, ridge, b):
     return jnp.sum(jnp.sin(x / 10) + x**2 / 100)
 
 
-FEATURES = jnp.asarray(np.random.default_rng(2).normal(size=(N, 9)) / 3)
+FEATURES = np.random.default_rng(2).normal(size=(N, 9)) / 3
 POINT = (FEATURES, jnp.asarray(0.1), jnp.asarray(B))
 
 

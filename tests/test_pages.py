@@ -13,7 +13,7 @@ import pytest
 from comparison_example import example
 from thoroughness import few
 
-from lazyjax import Comparison, compare, pages, plots, verdicts
+from lazyjax import Comparison, compare, load_tree, pages, plots, save_tree, verdicts
 from lazyjax.comparison import compare_ensemble, join
 from lazyjax.models import from_linen, shallow_mlp
 from lazyjax.types import Dataset
@@ -179,3 +179,36 @@ def test_a_browser_shows_it_without_scrolling_sideways(classifier, tmp_path, wid
 def test_the_style_is_that_of_the_house():
     with plots.style():
         assert plots.MODELS["tangent"].line == "--"
+
+
+def test_figures_need_one_label_a_member_and_one_target_a_test_point(curve):
+    with pytest.raises(ValueError, match="`labels` must be one for each of the 1 members"):
+        curve.plot(["a", "b"])
+    with pytest.raises(ValueError, match="`labels` must be one for each of the 1 members"):
+        curve.plot("a")
+    with pytest.raises(ValueError, match="`target` must have one value for each of the 5 test"):
+        curve.plot(target=np.ones(3))
+
+
+def test_a_file_that_holds_no_comparison_is_refused(curve, tmp_path):
+    with pytest.raises(FileNotFoundError, match="`path` must be a saved file"):
+        Comparison.load(tmp_path / "none.npz")
+    params = {"a": X}
+    save_tree(tmp_path / "params.npz", params)
+    with pytest.raises(ValueError, match="`arrays` must hold structure"):
+        Comparison.load(tmp_path / "params.npz")
+    path = tmp_path / "compared.npz"
+    curve.save(path)
+    with pytest.raises(ValueError, match="must hold parameters|must hold"):
+        load_tree(path, params)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="`path` must be a whole file"):
+        Comparison.load(path)
+
+
+@few("write", ["save", "report"])
+def test_a_folder_that_cannot_be_written_is_an_error_that_leaves_nothing(write, curve, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):  # noqa: PT011 (the system's own words)
+        getattr(curve, write)(tmp_path / "file" / "written")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

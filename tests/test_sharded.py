@@ -71,12 +71,8 @@ kinds = {
         lambda x: energy(norm(w), x).reshape(-1)[:3])(x),
 }
 for i, (name, f) in enumerate(kinds.items()):
-    if HOW == "few" and name != "scan":
-        continue
     expected = ntk(f, w, x, method="ntk_vector_products")
     for j, method in enumerate(METHODS):
-        if HOW == "few" and method != "structured_derivatives":
-            continue
         ways = [lambda w, x: ntk(f, w, x, method=method)]
         ways.append(jax.jit(ways[0]))
         for way in ways if HOW == "every" else [ways[(i + j) % 2]]:
@@ -104,7 +100,6 @@ def on_devices(devices, *command):
 @pytest.mark.parametrize(
     "how",
     [
-        "few",
         pytest.param("some", marks=pytest.mark.thorough),
         pytest.param("every", marks=pytest.mark.thorough(long=True)),
     ],

@@ -48,7 +48,8 @@ def _from_kernel(
         kernel, data.y, f_lin(start, data.x), learning_rate=rate, momentum=momentum
     )
     coefficients = dynamics.coefficients(steps)  # (G, N, *out)
-    moved = dynamics.train(steps) - dynamics.train(jnp.zeros((1,), steps.dtype))
+    train = dynamics.train(steps)
+    moved = train - dynamics.f0[None]
     inner = tuple(range(1, moved.ndim))
     square = jnp.sum(coefficients * moved, axis=inner)  # norm(J^T a)^2 = a^T Theta a
     test = None
@@ -57,7 +58,7 @@ def _from_kernel(
     movement = jnp.sqrt(jnp.maximum(square, 0.0)) / optax.tree.norm(start)
     outputs = 1 if kernel.ndim == 2 else None
     critical = critical_learning_rate(kernel, outputs=outputs, momentum=momentum)
-    return dynamics.train(steps), test, movement, critical
+    return train, test, movement, critical
 
 
 @jax.jit

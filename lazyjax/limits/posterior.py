@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from lazyjax import checks, laws
 from lazyjax.dynamics import gradient_descent, gradient_flow
 from lazyjax.limits.wide import Infinite
-from lazyjax.norms import norm
+from lazyjax.norms import asymmetry
 from lazyjax.operators import KernelOperator, as_operator, solve
 from lazyjax.widening import widened
 
@@ -78,10 +78,11 @@ def _array(record: str, field: str, kernel: Any, shape: tuple[int, ...]) -> jax.
     if kernel.shape != shape:
         raise ValueError(f"`{name}` must have shape {shape}, got {kernel.shape}. Use {cure}.")
     if record != "test_train" and checks.is_known(kernel):
-        skew = float(norm(kernel - kernel.T))
-        if skew > rounding * float(norm(kernel)):
+        skew = float(asymmetry(kernel))
+        if skew > rounding:
             raise ValueError(
-                f"`{name}` must be symmetric, got norm(K - K^T) = {skew:.1e}. Use {cure}, x2=None."
+                f"`{name}` must be symmetric, got norm(K - K^T) / norm(K) = {skew:.1e}. "
+                f"Use {cure}, x2=None."
             )
     return kernel
 

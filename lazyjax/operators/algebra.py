@@ -19,7 +19,7 @@ from lazyjax import checks
 from lazyjax.blocks import in_blocks
 from lazyjax.kernels import matrix
 from lazyjax.meshes import alike, in_any_program, zeros
-from lazyjax.norms import norm
+from lazyjax.norms import asymmetry
 from lazyjax.widening import widened
 
 _AT_ONCE = 64  # rows that are held at once for a diagonal
@@ -305,11 +305,6 @@ def _array_transposed(square: jax.Array, v: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _asymmetry(square: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return norm(square - square.T), norm(square)
-
-
-@jax.jit
 def _array_diagonal(square: jax.Array) -> jax.Array:
     return jnp.diagonal(square)
 
@@ -360,8 +355,7 @@ def as_operator(kernel: ArrayLike, *, ridge: ArrayLike = 0.0) -> KernelOperator:
     square = matrix(widened(kernel))
     symmetric = square.shape[0] == square.shape[1]
     if symmetric and checks.is_known(square):
-        skew, size = _asymmetry(square)
-        symmetric = bool(skew <= rounding * size)
+        symmetric = float(asymmetry(square)) <= rounding
     outputs = square.shape[0] // max(1, kernel.shape[0])
     base = operator(
         Partial(_array_product, square),

@@ -1,10 +1,12 @@
 """The spectrum of a kernel that is known by its products: its top, and its density."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from lazyjax import checks
@@ -110,10 +112,28 @@ class SpectralDensity(NamedTuple):
 class _Found(NamedTuple):
     """Ritz pairs, descending: values (m,), rows (m, n); the worst residual, and if it will do."""
 
-    values: jax.Array
-    vectors: jax.Array
-    residual: jax.Array
+    values: np.ndarray
+    vectors: np.ndarray
+    residual: float
     sure: bool
+
+
+@partial(jax.jit, static_argnames=("k", "depth"))
+def _ritz(
+    key: jax.Array, A: KernelOperator, known: np.ndarray, *, k: int, depth: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Run Lanczos once in the complement of the rows known.
+
+    Gives all Ritz values (depth,), descending, the norms of their residuals (depth,), and the
+    vectors of the first k, rows.
+    """
+    key, start_key = jax.random.split(key)
+    start = jax.random.normal(start_key, (1, A.shape[0]), A.dtype)
+    tridiagonal = lanczos(A, start, depth=depth, without=known, key=key)
+    values, inner = (a[0, ..., ::-1] for a in tridiagonal.eigh())
+    residuals = jnp.abs(tridiagonal.off[0, -1] * inner[-1])
+    vectors = jnp.matmul(inner[:, :k].T, tridiagonal.vectors[0], precision="highest")
+    return values, residuals, vectors
 
 
 def _above(
@@ -122,7 +142,7 @@ def _above(
     known: _Found,
     *,
     k: int,
-    largest: jax.Array,
+    largest: float,
     within: float,
     depth: int,
 ) -> _Found:
@@ -135,24 +155,19 @@ def _above(
     n, m = A.shape[0], len(known.values)
     limit = min(max(depth, k), n - m)
     steps = min(32 if m else max(2 * k, 32), limit)
-    key, start_key = jax.random.split(key)
-    start = jax.random.normal(start_key, (1, n), A.dtype)
     while True:
-        again = jax.random.clone(key)
-        tridiagonal = lanczos(A, start, depth=steps, without=known.vectors, key=again)
-        values, inner = (a[0, ..., ::-1] for a in tridiagonal.eigh())
-        bounds = jnp.abs(tridiagonal.off[0, -1] * inner[-1])
-        largest = jnp.maximum(largest, jnp.max(jnp.abs(values)))
+        found = _ritz(jax.random.clone(key), A, known.vectors, k=k, depth=steps)
+        values, residuals = map(np.asarray, found[:2])
+        largest = np.maximum(largest, np.abs(values).max())
         allowed, above = within * largest, k
         if m:
             gap = known.values[-1] + allowed - values[0]
-            above = min(k, int(jnp.sum(values > known.values[-1] + allowed)))
-            allowed = allowed if above else jnp.maximum(allowed, _UNSEEN / n**0.5 * gap)
-        worst = jnp.max(bounds[: max(above, 1)])
-        sure = bool(worst <= allowed)
+            above = min(k, int(np.sum(values > known.values[-1] + allowed)))
+            allowed = allowed if above else np.maximum(allowed, _UNSEEN / n**0.5 * gap)
+        worst = float(residuals[: max(above, 1)].max())
+        sure = worst <= allowed
         if sure or steps == limit:
-            vectors = jnp.matmul(inner[:, :above].T, tridiagonal.vectors[0], precision="highest")
-            return _Found(values[:above], vectors, worst, sure)
+            return _Found(values[:above], np.asarray(found[2])[:above], worst, bool(sure))
         steps = min(2 * steps, limit)
 
 
@@ -229,24 +244,23 @@ def top_eigenpairs(
     checks.positive("tolerance", within)
 
     # to half the tolerance: what the vectors held fast still couple to comes in addition
-    zero = jnp.zeros((), A.dtype)
-    known = _Found(jnp.zeros(0, A.dtype), jnp.zeros((0, n), A.dtype), zero, True)
-    largest, sure, residual = zero, True, zero
+    known = _Found(np.zeros(0, A.dtype), np.zeros((0, n), A.dtype), 0.0, True)
+    largest, sure, residual = 0.0, True, 0.0
     while sure:
         key, start = jax.random.split(key)
         new = _above(start, A, known, k=k, largest=largest, within=within / 2, depth=depth)
         sure, residual = new.sure, new.residual
         if not len(new.values):
             break
-        values = jnp.concatenate([known.values, new.values])
-        order = jnp.argsort(-values)[:k]
-        vectors = jnp.concatenate([known.vectors, new.vectors])[order]
+        values = np.concatenate([known.values, new.values])
+        order = np.argsort(-values)[:k]
+        vectors = np.concatenate([known.vectors, new.vectors])[order]
         known = known._replace(values=values[order], vectors=vectors)
-        largest = jnp.max(jnp.abs(values))
+        largest = np.abs(values).max()
         if k in (1, n):
             break
     pairs = _rotated(A, known.vectors.T)
-    largest = jnp.max(jnp.abs(pairs.values))
+    largest = np.abs(pairs.values).max()
     if not sure:
         raise NotConverged(
             f"`tolerance` must be met in {min(max(depth, k), n)} steps, {within:.1e}, got "
@@ -254,30 +268,27 @@ def top_eigenpairs(
             "k.",
             pairs,
         )
-    if jnp.any(pairs.residuals > within * largest):
+    worst = np.max(pairs.residuals)
+    if worst > within * largest:
         raise NotConverged(
             f"`tolerance` must be met by A u - lambda u, {within:.1e}, got "
-            f"{jnp.max(pairs.residuals) / largest:.1e} lambda_max. Rounding in {A.dtype} or in the "
+            f"{worst / largest:.1e} lambda_max. Rounding in {A.dtype} or in the "
             f'products allows no less: use a kernel at precision="highest", or {finer(A.dtype)}.',
             pairs,
         )
     return pairs
 
 
-def _rotated(A: KernelOperator, U: jax.Array) -> Eigenpairs:
+@jax.jit
+def _rotated(A: KernelOperator, U: ArrayLike) -> Eigenpairs:
     """Give the eigenpairs of A in the span of U (n, k), with their residuals."""
     U, _ = jnp.linalg.qr(U)
-    return Eigenpairs(*_within(U, A @ U))
-
-
-@jax.jit
-def _within(U: jax.Array, product: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Give the eigenpairs of A in the span of the columns of U, which are orthonormal, from A U."""
+    product = A @ U
     square = jnp.matmul(U.T, product, precision="highest")
     values, rotation = eigh(square)
     values, rotation = values[::-1], rotation[:, ::-1]
     U, product = (jnp.matmul(a, rotation, precision="highest") for a in (U, product))
-    return values, U, jax.vmap(norm, 1)(product - U * values[None])
+    return Eigenpairs(values, U, jax.vmap(norm, 1)(product - U * values[None]))
 
 
 def spectral_density(
