@@ -28,7 +28,7 @@ def tiled(
     *,
     rows: int,
     columns: int,
-    prepare: Callable[[Any], Any] | None = None,
+    prepare: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
 ) -> Kernels:
     """Compute a kernel tile by tile.
 
@@ -42,9 +42,9 @@ def tiled(
         those below it, mirrored.
     rows, columns : int
         Examples in a tile, at most.
-    prepare : callable, optional
-        From a block of `one` or `other` to its features: of `one` once a row of tiles, of `other`
-        for each tile. None if they are features.
+    prepare : pair of callables, optional
+        From a block of `one`, and of `other`, to its features: of `one` once a row of tiles, of
+        `other` for each tile. None if they are features.
 
     Returns
     -------
@@ -57,9 +57,9 @@ def tiled(
         rows = columns = min(rows, columns)
     rows, columns = even(n1, rows), even(n2, columns)
 
-    ready = prepare or (lambda part: part)
+    ready1, ready2 = prepare or (lambda part: part,) * 2
     if (rows, columns) == (n1, n2):
-        return contract(ready(one), None if symmetric else ready(other))
+        return contract(ready1(one), None if symmetric else ready2(other))
 
     starts1, starts2 = starts(n1, rows), starts(n2, columns)
     if symmetric:
@@ -75,33 +75,36 @@ def tiled(
 
         return jax.tree.map(one, kernel, tile)
 
-    def block(x: Any, start: Any, size: int) -> Any:
-        return ready(take(x, start, size))
+    def row(start: Any) -> Any:
+        return ready1(take(one, start, rows))
 
-    like = jax.eval_shape(lambda: contract(block(one, 0, rows), block(other, 0, columns)))
+    def column(start: Any) -> Any:
+        return ready2(take(other, start, columns))
+
+    like = jax.eval_shape(lambda: contract(row(0), column(0)))
     kernel = jax.tree.map(lambda a: zeros((n1, n2, *a.shape[2:]), a), like)
 
     def elsewhere(carry: Any, pair: Any) -> tuple[Any, None]:
         kernel, held = carry
         start1, start2, is_new = pair
         if prepare is None:
-            f1 = block(one, start1, rows)
+            f1 = row(start1)
         else:
-            held = f1 = jax.lax.cond(is_new, lambda: block(one, start1, rows), lambda: held)
-        tile = contract(f1, block(other, start2, columns))
+            held = f1 = jax.lax.cond(is_new, lambda: row(start1), lambda: held)
+        tile = contract(f1, column(start2))
         kernel = put(kernel, tile, start1, start2)
         if symmetric:
             kernel = put(kernel, jax.tree.map(mirrored, tile), start2, start1)
         return (kernel, held), None
 
     def diagonal(kernel: Any, start: Any) -> tuple[Any, None]:
-        return put(kernel, contract(block(one, start, rows), None), start, start), None
+        return put(kernel, contract(row(start), None), start, start), None
 
     if pairs:
         i, j = np.asarray(pairs).T
         is_new = np.diff(i, prepend=-1) != 0
         each = (jnp.asarray(starts1[i]), jnp.asarray(starts2[j]), jnp.asarray(is_new))
-        held = None if prepare is None else block(one, 0, rows)
+        held = None if prepare is None else row(0)
         (kernel, _), _ = jax.lax.scan(elsewhere, (kernel, held), each)
     if symmetric:  # last, as an overlapping tile beside the diagonal reaches into it
         kernel, _ = jax.lax.scan(diagonal, kernel, jnp.asarray(starts1))

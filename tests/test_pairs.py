@@ -8,6 +8,8 @@ from kernel_reference import quickly
 from thoroughness import few
 
 import lazyjax
+from lazyjax.kernels import check
+from lazyjax.kernels.budgets import pair_within_budget, peak
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (3, 7), "b": (7,), "c": (7, 5), "d": (5, 2), "e": (2,)}
@@ -261,11 +263,24 @@ def test_complex_functions_meet():
     close(found, np.einsum("nkp,mlp->nmkl", one, other.conj()))
 
 
+@few("name", sorted(SECONDS, key=lambda name: name != "laplacian"))
+def test_a_budget_is_kept_to_and_changes_only_rounding(name):
+    g, x2 = SECONDS[name]
+    x1, x2 = np.concatenate([X] * 7), np.concatenate([x2] * 7)
+    one, other = check(net, PARAMS, x1), check(g, PARAMS, x2)
+    budget = int(0.7 * peak(one, other))
+    fitting = pair_within_budget(one, other, budget)
+    assert fitting[0].options.level == fitting[1].options.level > 0
+    assert peak(*fitting) <= budget
+    found = lazyjax.ntk(net, PARAMS, x1, x2, g=g, memory=budget)
+    close(found, np.asarray(lazyjax.ntk(net, PARAMS, x1, x2, g=g)))
+
+
 @pytest.mark.parametrize(
     ("g", "options", "kind", "text"),
     [
         (net, {"x2": None}, ValueError, "`x2` must be given with `g`"),
-        (net, {"memory": "1GiB"}, ValueError, "`memory` must be None with `g`"),
+        (net, {"memory": 1000}, ValueError, "`memory` must be at least .* got 1000"),
         (net, {"method": "ntk_vector_products"}, ValueError, "`method` must not be ntk_vector"),
         (one_output, {"reduce": "trace"}, ValueError, "`reduce` must be 'none' where f and g"),
         (lambda p, x: (net(p, x), x), {}, TypeError, "`f` must return one array for a kernel"),

@@ -9,7 +9,7 @@ import jax
 from lazyjax import checks
 from lazyjax.centering import pair_of_weights
 from lazyjax.holomorphy import is_complex
-from lazyjax.kernels.budgets import within_budget
+from lazyjax.kernels.budgets import pair_within_budget, within_budget
 from lazyjax.kernels.computation import diagonals, kernels
 from lazyjax.kernels.pairs import kernels_between
 from lazyjax.kernels.request import check, only_output
@@ -198,10 +198,6 @@ def _between(
     """Compute the kernel between two functions, its arguments checked."""
     if x2 is None:
         raise ValueError("`x2` must be given with `g`, got None. Pass the inputs of g.")
-    if memory is not None:
-        raise ValueError(
-            f"`memory` must be None with `g`, got {memory!r}. Pass batches of a size that fits."
-        )
     if options["method"] == "ntk_vector_products":
         raise ValueError("`method` must not be ntk_vector_products with `g`. Use 'auto'.")
     n1, n2 = checks.batch("x1", x1), checks.batch("x2", x2)
@@ -219,6 +215,8 @@ def _between(
             "`g` must have complex outputs where f has them, for complex='hermitian'. Use "
             "complex='real'."
         )
+    if memory is not None:
+        one, other = pair_within_budget(one, other, memory)
     return kernels_between(one, other)
 
 

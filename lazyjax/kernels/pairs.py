@@ -5,6 +5,7 @@ other leaf both have the plain Jacobian, whose entries are in the same order.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -18,26 +19,16 @@ from lazyjax.kernels.methods import METHODS, Engine, Kernels
 from lazyjax.kernels.orders import ORDERS, of_jacobians, summed, treatment
 from lazyjax.kernels.request import Request
 from lazyjax.kernels.task import WHOLE, Task
-from lazyjax.kernels.tiles import choose_blocks, contract, features
+from lazyjax.kernels.tiles import choose_blocks, contract, put_together
 from lazyjax.types import PyTree
 
 
-def _plan(job: Job, orders: dict[int, str], plainly: tuple[int, ...]) -> Plan:
-    """Plan what is kept of each leaf, its Jacobian where no order is given."""
-    model = job.model
-
-    def planned(treatments: list[Treatment]) -> Plan:
-        each = iter(treatments)
-        return factors.plan(
-            model.jaxpr,
-            len(model.w),
-            lambda _: next(each, JACOBIAN),
-            apart=True,
-            plainly=plainly,
-        )
-
-    leaves = [factors.leaf_of(part) for part in planned([]).parts]
-    return planned([treatment(orders.get(leaf, "jacobian")) for leaf in leaves])
+def _plan(job: Job, treatments: Iterable[Treatment] = (), plainly: tuple[int, ...] = ()) -> Plan:
+    """Plan what is kept of each part, its Jacobian where nothing is said."""
+    model, each = job.model, iter(treatments)
+    return factors.plan(
+        model.jaxpr, len(model.w), lambda _: next(each, JACOBIAN), apart=True, plainly=plainly
+    )
 
 
 def _alone(plan: Plan) -> dict[int, tuple[Any, Shape]]:
@@ -59,7 +50,7 @@ def _cheaper(one: Shape, other: Shape) -> str:
 
 def _plans(one: Job, other: Job) -> tuple[Plan, Plan]:
     """Let two plans keep of each leaf what can be contracted with each other."""
-    ours, theirs = (_alone(_plan(job, {}, ())) for job in (one, other))
+    ours, theirs = _alone(_plan(one)), _alone(_plan(other))
     fitting = {
         leaf
         for leaf in ours.keys() & theirs.keys()
@@ -67,7 +58,12 @@ def _plans(one: Job, other: Job) -> tuple[Plan, Plan]:
     }
     orders = {leaf: _cheaper(ours[leaf][1], theirs[leaf][1]) for leaf in fitting}
     plainly = tuple(leaf for leaf in range(len(one.model.w)) if leaf not in fitting)
-    return _plan(one, orders, plainly), _plan(other, orders, plainly)
+
+    def ordered(job: Job) -> Plan:
+        leaves = map(factors.leaf_of, _plan(job, plainly=plainly).parts)
+        return _plan(job, [treatment(orders.get(leaf, "jacobian")) for leaf in leaves], plainly)
+
+    return ordered(one), ordered(other)
 
 
 def _by_leaf(plan: Plan, kept: dict[str, Any]) -> dict[str, dict[int, Any]]:
@@ -169,12 +165,13 @@ def kernels_between(one: Request, other: Request) -> Any:
         left, right = _engines(ours, theirs, one.x1, other.x1, task, options.method)
         left, right = (finished(engine, math.prod(ours.out)) for engine in (left, right))
         blocks = choose_blocks(left, task, options.batch_size, options.level)
-        f1 = features(left, one.x1, blocks.at_once)
-        f2 = features(right, other.x1, blocks.at_once)
-        shared = {g: c for g, c in left.contract.items() if g in f1 and g in f2}
-        by_leaf = contract(
-            left._replace(contract=shared), task, f1, f2, blocks.rows, blocks.columns
-        )
+
+        def of_features(f1: Any, f2: Any) -> Kernels:
+            shared = {g: c for g, c in left.contract.items() if g in f1 and g in f2}
+            engine = left._replace(contract=shared)
+            return contract(engine, task, f1, f2, blocks.rows, blocks.columns)
+
+        by_leaf = put_together(of_features, (left, right), one.x1, other.x1, blocks)
 
         def of(leaf: int) -> jax.Array:
             job = ours._replace(task=task)

@@ -1,5 +1,6 @@
 """A kernel put together from tiles of any sizes; features are kept while there is room."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lazyjax import checks
@@ -126,14 +127,30 @@ def assemble(engine: Engine, task: Task, x1: PyTree, x2: PyTree | None, blocks: 
     -------
     pytree of (N1, N2), (N1, N2, C) or (N1, N2, C, C)
     """
-    sides = blocks.rows, blocks.columns
 
-    def prepare(x: PyTree) -> Any:
-        return features(engine, x, blocks.at_once)
+    def of_features(f1: PyTree, f2: PyTree | None) -> Kernels:
+        return contract(engine, task, f1, f2, blocks.rows, blocks.columns)
 
-    def of_features(f1: PyTree, f2: PyTree) -> Kernels:
-        return contract(engine, task, f1, f2, *sides)
+    return put_together(of_features, (engine, engine), x1, x2, blocks)
 
-    if not blocks.kept:
-        return tiled(of_features, x1, x2, rows=sides[0], columns=sides[1], prepare=prepare)
-    return of_features(prepare(x1), None if x2 is None else prepare(x2))
+
+def put_together(
+    of_features: Callable[[PyTree, PyTree | None], Kernels],
+    engines: tuple[Engine, Engine],
+    x1: PyTree,
+    x2: PyTree | None,
+    blocks: Blocks,
+) -> Kernels:
+    """Contract the features of x1, by the first engine, with those of x2, by the second.
+
+    They are kept for all tiles, or made for each of them, as the blocks say.
+    """
+
+    def prepare(engine: Engine) -> Callable[[PyTree], Any]:
+        return lambda x: features(engine, x, blocks.at_once)
+
+    one, other = map(prepare, engines)
+    if blocks.kept:
+        return of_features(one(x1), None if x2 is None else other(x2))
+    sides = {"rows": blocks.rows, "columns": blocks.columns}
+    return tiled(of_features, x1, x2, **sides, prepare=(one, other))

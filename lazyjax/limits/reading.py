@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,19 +11,17 @@ from jax.extend.core import Literal
 
 from lazyjax.equations import (
     Jaxpr,
-    equations,
     evaluate,
     inlined,
-    inner_jaxprs,
     is_custom_jvp,
     is_custom_vjp,
     needed,
     settings,
-    source_of_rule,
 )
 from lazyjax.equations import (
     known as can_be_read,
 )
+from lazyjax.limits.graph import Graph
 from lazyjax.limits.layouts import (
     Atom,
     Axes,
@@ -38,13 +35,13 @@ from lazyjax.limits.moments import Moments
 from lazyjax.limits.nodes import (
     Deterministic,
     Entries,
-    Graph,
     Known,
     Node,
     now,
     product_of,
     source,
 )
+from lazyjax.limits.pointwise import POINTWISE, as_text, has_own_rule, is_pointwise
 from lazyjax.limits.refusals import refuse
 from lazyjax.limits.values import (
     Fixed,
@@ -54,76 +51,6 @@ from lazyjax.limits.values import (
     at_positions,
     fixed,
 )
-
-_OF_JAX = str(Path(jax.__file__).parent)
-
-POINTWISE = set(
-    [
-        "abs",
-        "max",
-        "min",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log1p",
-        "tanh",
-        "sinh",
-        "cosh",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "atan2",
-        "asinh",
-        "acosh",
-        "atanh",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "logistic",
-        "sqrt",
-        "rsqrt",
-        "cbrt",
-        "square",
-        "integer_pow",
-        "pow",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "clamp",
-        "gt",
-        "ge",
-        "lt",
-        "le",
-        "eq",
-        "ne",
-        "and",
-        "or",
-        "not",
-        "xor",
-        "select_n",
-        "lgamma",
-        "digamma",
-        "is_finite",
-        "stop_gradient",
-        "rem",
-        "mul",
-        "div",
-        "add",
-        "sub",
-        "neg",
-        "add_any",
-        "convert_element_type",
-        "reduce_precision",
-        "copy",
-        "name",
-    ]
-)
-"""Primitives that act entry by entry."""
 
 
 class Reader:
@@ -276,16 +203,16 @@ class Reader:
 
     def step(self, jaxpr: Any, equation: Any, given: list[Value]) -> list[Value]:
         """Read one equation."""
-        name, where = equation.primitive.name, _text(equation)
+        name, where = equation.primitive.name, as_text(equation)
         fixed_ones = [v for v in given if isinstance(v, Fixed) and v.count == 1]
         # what is repeated stays short, so that it is known to be the same
         if len(fixed_ones) == len(given) and name != "broadcast_in_dim":
             return _evaluated(jaxpr, equation, fixed_ones, len(self.moments.sizes))
         body = inlined(equation)
-        if body is not None and not (is_custom_jvp(equation) and _has_own_rule(equation)):
+        if body is not None and not (is_custom_jvp(equation) and has_own_rule(equation)):
             return self.read(body, given)
         if is_custom_jvp(equation) or is_custom_vjp(equation):
-            if any(isinstance(v, Leaf) for v in given) or not _is_pointwise(equation):
+            if any(isinstance(v, Leaf) for v in given) or not is_pointwise(equation):
                 refuse(f"a function with a derivative of its own ({name})", "", where)
             return [self.pointwise(jaxpr, equation, given, "custom", where)]
         if not can_be_read(equation):
@@ -433,34 +360,6 @@ def _in_own_shape(
 
     cuts = [cut(v, atom) for v, atom in zip(values, equation.invars, strict=True)]
     return jax.vmap(call)(*cuts).reshape(-1)[:total].reshape(values[0].shape)
-
-
-def _text(equation: Any) -> str:
-    text = " ".join(str(equation).split())
-    return text if len(text) < 200 else f"{text[:200]} ..."
-
-
-def _has_own_rule(equation: Any) -> bool:
-    """Tell whether the derivative of a function may be another than that of its body.
-
-    A function of JAX that is given a rule tells by its source where it is from itself, as if the
-    rule were JAX's; so what has none of its own is named.
-    """
-    name, _, file = source_of_rule(equation).partition(" at ")
-    return name not in ("relu", "relu6") or _OF_JAX not in file
-
-
-def _is_pointwise(equation: Any) -> bool:
-    inside = [e for body in inner_jaxprs(equation) for e in equations(body)]
-    return (
-        all(e.primitive.name in POINTWISE or inner_jaxprs(e) or _is_scalar(e) for e in inside)
-        and len(equation.outvars) == 1
-    )
-
-
-def _is_scalar(equation: Any) -> bool:
-    small = all(not v.aval.shape for v in equation.invars)
-    return small and equation.primitive.name == "broadcast_in_dim"
 
 
 def _evaluated(jaxpr: Any, equation: Any, given: list[Fixed], count: int) -> list[Value]:
