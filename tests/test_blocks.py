@@ -52,16 +52,19 @@ ROWS = sorted(product(SIDES, [True, False]), key=lambda row: row not in TRIPLED)
 @few(("sides", "tripled"), ROWS, 2)
 def test_a_kernel_in_tiles_is_the_kernel(sides, tripled):
     one, other = normal(2, 7, 2, 4), normal(3, 5, 2, 4)
-    prepare, scale = (lambda part: 3 * part, 9) if tripled else (None, 1)
 
     def tiles(one, other):
+        by = (3, 3 if other is None else 2) if tripled else None
+        prepare = by and tuple((lambda part, c=c: c * part) for c in by)
         return tiled(contract, one, other, rows=sides[0], columns=sides[1], prepare=prepare)[-1]
 
     found = quickly(tiles, one, other)
     assert found.shape == (7, 5, 2, 2)
-    np.testing.assert_allclose(found, scale * np.einsum("nkp,mlp->nmkl", one, other), rtol=1e-13)
+    expected = (6 if tripled else 1) * np.einsum("nkp,mlp->nmkl", one, other)
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
     own = quickly(tiles, one, None)
-    np.testing.assert_allclose(own, scale * np.einsum("nkp,mlp->nmkl", one, one), rtol=1e-13)
+    expected = (9 if tripled else 1) * np.einsum("nkp,mlp->nmkl", one, one)
+    np.testing.assert_allclose(own, expected, rtol=1e-13)
     if sides == (1, 1):  # every tile beside the diagonal is the mirror image of another
         apart = ~np.eye(7, dtype=bool)
         np.testing.assert_array_equal(own[apart], own.transpose(1, 0, 3, 2)[apart])
