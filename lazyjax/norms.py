@@ -94,7 +94,8 @@ def norm(tree: PyTree) -> jax.Array:
 
 @jax.jit
 def asymmetry(square: jax.Array) -> jax.Array:
-    """Compute norm(A - A^T) / norm(A) of a matrix (n, n); 0 for one of zeros."""
+    """Compute norm(A - A^T) / norm(A) of a matrix (n, n) of any size of entries; 0 for zeros."""
+    square = square / scale_of(square)  # a norm may be beyond the range
     size = norm(square)
     return norm(square - square.T) / jnp.where(size > 0, size, 1)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lazyjax.norms import norm, scale_of
+from lazyjax.norms import asymmetry, norm, scale_of
 from lazyjax.widening import widened
 
 
@@ -43,3 +43,11 @@ def test_the_derivative_of_a_norm_is_the_unit_vector():
 def test_only_floats_below_float32_are_widened():
     tree = [jnp.ones(2, jnp.float16), jnp.ones(2, jnp.float64), jnp.ones(2, int)]
     assert [leaf.dtype for leaf in widened(tree)] == [jnp.float32, jnp.float64, jnp.int64]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 3e38])
+def test_an_asymmetry_is_free_of_scale(size):
+    square = jnp.asarray([[1.0, 0.5], [0.25, 1.0]], jnp.float32) * jnp.float32(size)
+    assert asymmetry(square) == pytest.approx((0.125 / 2.3125) ** 0.5, rel=1e-6)
+    assert asymmetry(square / 2 + square.T / 2) == 0
+    assert asymmetry(0 * square) == 0
