@@ -23,12 +23,13 @@ def _power_of_two(largest: jax.Array) -> jax.Array:
     exponents = np.asarray((2**kind.nexp - 1) << kind.nmant, bits)
     kept = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), bits) & exponents
     usable = (kept > 0) & (kept < exponents)
-    return jnp.where(usable, jax.lax.bitcast_convert_type(kept, largest.dtype), 1)
+    power = jnp.where(usable, jax.lax.bitcast_convert_type(kept, largest.dtype), 1)
+    return jnp.minimum(power, 2.0**-kind.minexp)  # XLA multiplies by the reciprocal
 
 
 @partial(jax.jit, static_argnames="axis", inline=True)  # one program where nothing is traced
 def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:
-    """Give the power of two below the largest magnitude, so that `array / scale` is in [-2, 2].
+    """Give the power of two below the largest magnitude: `array / scale` is in [-2, 2] or so.
 
     Parameters
     ----------
@@ -40,7 +41,8 @@ def scale_of(array: jax.Array, axis: Any = None) -> jax.Array:
     Returns
     -------
     array
-        1 where the largest is 0 or not finite. Its derivative is 0.
+        1 where the largest is 0 or not finite, and never so large that its reciprocal is lost. Its
+        derivative is 0.
     """
     return _power_of_two(jnp.max(jnp.abs(array), axis, keepdims=axis is not None, initial=0.0))
 
