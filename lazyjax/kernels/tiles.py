@@ -152,5 +152,5 @@ def put_together(
     one, other = map(prepare, engines)
     if blocks.kept:
         return of_features(one(x1), None if x2 is None else other(x2))
-    sides = {"rows": blocks.rows, "columns": blocks.columns}
-    return tiled(of_features, x1, x2, **sides, prepare=(one, other))
+    rows, columns = blocks.rows, blocks.columns
+    return tiled(of_features, x1, x2, rows=rows, columns=columns, prepare=(one, other))

@@ -11,11 +11,13 @@ from lazyjax.metrics.sizes import floats, not_zero
 from lazyjax.norms import norm
 from lazyjax.types import Params, PyTree, leaf_names
 
-_START = "Measure from weights that are not all zero."
 
-
-def _difference(tree: PyTree, other: Any) -> Any:
-    return jax.tree.map(jnp.subtract, tree, other)
+def _moved(params: Params, params0: Params) -> tuple[Any, Any, jax.Array]:
+    """Give both trees as real floats, and norm(w0), which is not zero."""
+    checks.same_tree("params", params, params0, "params0")
+    params, params0 = floats((params, params0))
+    size = not_zero("params0", norm(params0), "Measure from weights that are not all zero.")
+    return params, params0, size
 
 
 def relative_weight_movement(params: Params, params0: Params) -> jax.Array:
@@ -35,10 +37,8 @@ def relative_weight_movement(params: Params, params0: Params) -> jax.Array:
     ValueError
         If the trees differ, or `params0` is zero.
     """
-    checks.same_tree("params", params, params0, "params0")
-    params, params0 = floats((params, params0))
-    everything = not_zero("params0", norm(params0), _START)
-    return norm(_difference(params, params0)) / everything
+    params, params0, everything = _moved(params, params0)
+    return norm(jax.tree.map(jnp.subtract, params, params0)) / everything
 
 
 def layer_movement(params: Params, params0: Params) -> dict[str, jax.Array]:
@@ -60,9 +60,7 @@ def layer_movement(params: Params, params0: Params) -> dict[str, jax.Array]:
     ValueError
         If the trees differ, or `params0` is zero.
     """
-    checks.same_tree("params", params, params0, "params0")
-    params, params0 = floats((params, params0))
-    everything = not_zero("params0", norm(params0), _START)
+    params, params0, everything = _moved(params, params0)
     movements = []
     for w, w0 in zip(jax.tree.leaves(params), jax.tree.leaves(params0), strict=True):
         own = norm(w0)
