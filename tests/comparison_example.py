@@ -12,7 +12,7 @@ from lazyjax.types import Dataset, Params
 
 X = np.linspace(-1, 1, 8)[:, None]
 DATA = Dataset(jnp.asarray(X), jnp.asarray(np.sin(4 * X)))
-TEST = jnp.asarray(np.linspace(-1, 1, 5)[:, None])
+TEST = np.linspace(-1, 1, 5)[:, None]
 RUN = {"steps": 300, "test": TEST}
 
 

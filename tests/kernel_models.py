@@ -49,7 +49,7 @@ def filled(shapes, seed=0):
             return jnp.ones(leaf.shape, leaf.dtype)
         if jax.tree_util.keystr(path).endswith("var']"):
             value = 0.5 + np.abs(value)
-        return jnp.asarray(value / max(1, np.prod(leaf.shape[:-1])) ** 0.5)
+        return value / max(1, np.prod(leaf.shape[:-1])) ** 0.5
 
     return jax.tree_util.tree_map_with_path(array, shapes)
 
@@ -68,8 +68,8 @@ def examples(x):
     """Give three examples and two, of shape x; {"tokens": S} stands for S tokens below 6."""
     if isinstance(x, dict):
         rng = np.random.default_rng(0)
-        return tuple(jnp.asarray(rng.integers(0, 6, (n, x["tokens"]))) for n in (3, 2))
-    return jnp.asarray(normal(100, 3, *x)), jnp.asarray(normal(101, 2, *x))
+        return tuple(rng.integers(0, 6, (n, x["tokens"])) for n in (3, 2))
+    return normal(100, 3, *x), normal(101, 2, *x)
 
 
 def model(name, x=(4,), rows=MODELS, **shapes):

@@ -36,7 +36,7 @@ rng = np.random.default_rng(0)
 
 
 def normal(*shape):
-    return jnp.asarray(rng.standard_normal(shape))
+    return rng.standard_normal(shape)
 
 
 def conv(w, x):

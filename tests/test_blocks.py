@@ -13,7 +13,7 @@ from lazyjax.tiling import tiled
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+    return np.random.default_rng(seed).standard_normal(shape)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 12])

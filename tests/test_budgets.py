@@ -15,7 +15,7 @@ from lazyjax.memory import bytes_of
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+    return np.random.default_rng(seed).standard_normal(shape)
 
 
 PARAMS = {

@@ -15,10 +15,10 @@ from lazyjax.operators import centered
 
 RNG = np.random.default_rng(0)
 PARAMS = {
-    name: jnp.asarray(RNG.normal(size=shape))
+    name: RNG.normal(size=shape)
     for name, shape in {"a": (3, 7), "b": (7,), "c": (7, 5), "d": (5, 2)}.items()
 }
-X, OTHER = jnp.asarray(RNG.normal(size=(6, 3))), jnp.asarray(RNG.normal(size=(4, 3)))
+X, OTHER = RNG.normal(size=(6, 3)), RNG.normal(size=(4, 3))
 WEIGHTS, OTHERS = jnp.asarray(np.arange(6.0) / 3), jnp.asarray([1.0, 2.0, 3.0, 0.5])
 CASES = [(True, True), (True, False), (False, True), (False, False)]
 

@@ -17,12 +17,12 @@ def complex_ones(*shape):
     return RNG.normal(size=shape) + 1j * RNG.normal(size=shape)
 
 
-X = jnp.asarray(RNG.normal(size=(6, 3)))
-OTHER = jnp.asarray(RNG.normal(size=(4, 3)))
+X = RNG.normal(size=(6, 3))
+OTHER = RNG.normal(size=(4, 3))
 NUMBERS = {"a": complex_ones(3, 7), "b": complex_ones(7), "c": complex_ones(7, 2)}
 COMPLEX = jax.tree.map(jnp.asarray, NUMBERS)
-REAL = {"a": jnp.asarray(NUMBERS["a"].real), "c": jnp.asarray(NUMBERS["c"].imag)}
-MIXED = {**COMPLEX, "d": REAL["c"], "s": jnp.asarray(complex_ones())}
+REAL = {"a": NUMBERS["a"].real, "c": NUMBERS["c"].imag}
+MIXED = {**COMPLEX, "d": REAL["c"], "s": complex_ones()}
 
 
 def holomorphic(p, x):

@@ -13,7 +13,7 @@ from lazyjax.spectrum import critical_learning_rate
 
 
 def normal(seed, shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def jacobian(n, k, condition, *, parameters=60):
@@ -27,7 +27,7 @@ def jacobian(n, k, condition, *, parameters=60):
 
 def kernel_of(j, n, k):
     theta = (j @ j.T).reshape(n, k, n, k).transpose(0, 2, 1, 3)
-    return jnp.asarray((theta + theta.transpose(1, 0, 3, 2)) / 2)
+    return (theta + theta.transpose(1, 0, 3, 2)) / 2
 
 
 def problem(n=10, k=2):

@@ -13,8 +13,8 @@ from lazyjax.equations import PARAMETERS, equations, known, rescan, settings
 from lazyjax.factors.walk import find, run, zeros
 from lazyjax.independence.suspects import suspects
 
-W = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)))
-X = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3)))
+W = np.random.default_rng(0).standard_normal((3, 3))
+X = np.random.default_rng(1).standard_normal((4, 3))
 
 
 def conv(w, x):

@@ -14,7 +14,7 @@ from lazyjax.models import MLP, from_linen
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+    return np.random.default_rng(seed).standard_normal(shape)
 
 
 PARAMS = {"a": normal(0, 2, 5), "b": normal(1, 5, 4), "bias": normal(2, 1, 4), "c": normal(3, 4, 3)}

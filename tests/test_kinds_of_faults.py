@@ -30,9 +30,9 @@ from lazyjax import (
 from lazyjax.kernels import METHODS
 
 N, V = 5, 6
-X = jnp.asarray(normal(0, N, 4))
-IMAGES = jnp.asarray(normal(1, N, 4, 4, 2))
-TOKENS = jnp.asarray(np.random.default_rng(2).integers(0, V, N))
+X = normal(0, N, 4)
+IMAGES = normal(1, N, 4, 4, 2)
+TOKENS = np.random.default_rng(2).integers(0, V, N)
 
 
 def weights(**shapes):

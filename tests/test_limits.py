@@ -12,9 +12,9 @@ from thoroughness import few
 from lazyjax import infinite, ntk
 from lazyjax.models import from_linen
 
-X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
-W2 = (jnp.zeros((3, 16)), jnp.zeros((16, 16)), jnp.zeros((16, 1)))
-OTHER = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)))
+X = np.random.default_rng(0).normal(size=(4, 3))
+W2 = (np.zeros((3, 16)), np.zeros((16, 16)), np.zeros((16, 1)))
+OTHER = np.random.default_rng(1).normal(size=(3, 3))
 
 
 def erf(z):

@@ -221,7 +221,7 @@ def mapped(own=True):
     return Several()
 
 
-X, PICTURES, TOKENS = jnp.zeros((2, 7)), jnp.zeros((2, 6, 6, 3)), jnp.zeros((2, 4), int)
+X, PICTURES, TOKENS = np.zeros((2, 7)), np.zeros((2, 6, 6, 3)), np.zeros((2, 4), int)
 LAYER = {"Dense_0": {"bias": 0.25, "kernel": 1 / 7}}
 PROJECTION = {"bias": None, "kernel": 1 / 7}
 MODULES = {

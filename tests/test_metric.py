@@ -16,9 +16,9 @@ from lazyjax.kernels import METHODS
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (3, 7), "b": (7,), "c": (7, 7), "d": (7, 2), "e": (2,)}
-PARAMS = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in SHAPES.items()}
+PARAMS = {name: RNG.normal(size=shape) for name, shape in SHAPES.items()}
 NUMBERS = {name: float(i + 1) / 3 for i, name in enumerate(SHAPES)}
-ARRAYS = {name: jnp.asarray(RNG.uniform(0.1, 2, size=shape)) for name, shape in SHAPES.items()}
+ARRAYS = {name: RNG.uniform(0.1, 2, size=shape) for name, shape in SHAPES.items()}
 METRICS = {
     "numbers": NUMBERS,
     "arrays": ARRAYS,
@@ -26,7 +26,7 @@ METRICS = {
     "a bias alone": {**NUMBERS, "e": ARRAYS["e"]},
     "one number": 3,
 }
-X, OTHER = jnp.asarray(RNG.normal(size=(6, 3))), jnp.asarray(RNG.normal(size=(4, 3)))
+X, OTHER = RNG.normal(size=(6, 3)), RNG.normal(size=(4, 3))
 
 
 def net(p, x):  # c is tied, and used transposed

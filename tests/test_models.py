@@ -431,7 +431,7 @@ class Deep(nnx.Module):
 
 
 def dropping(layer):
-    return lambda: from_nnx(Deep(layer), method=lambda module, x: x)
+    return lambda: from_nnx(Deep(layer()), method=lambda module, x: x)
 
 
 class TwoInputs(nn.Module):
@@ -485,12 +485,14 @@ BAD = {
         "`module` must be a flax.nnx.Module, got Dense. Use from_linen",
     ),
     "dropout that is on": (
-        dropping(nnx.Dropout(0.5, rngs=nnx.Rngs(0))),
+        dropping(lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0))),
         ValueError,
         r"`module` must be deterministic.*dropout is on at layers/1/layers/0. Call module.eval\(\)",
     ),
     "dropout in an attention": (
-        dropping(nnx.MultiHeadAttention(1, 2, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0))),
+        dropping(
+            lambda: nnx.MultiHeadAttention(1, 2, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0))
+        ),
         ValueError,
         r"is on at layers/1/layers/0. Call module.eval\(\)",
     ),

@@ -11,8 +11,8 @@ from thoroughness import few
 import lazyjax
 
 RNG = np.random.default_rng(0)
-X = jnp.asarray(RNG.normal(size=(7, 3)))
-WEIGHTS = jnp.asarray(np.arange(1.0, 8.0) / 9)
+X = RNG.normal(size=(7, 3))
+WEIGHTS = np.arange(1.0, 8.0) / 9
 
 
 def net(p, x):
@@ -25,9 +25,9 @@ def complex_ones(*shape):
 
 
 SHAPES = {"a": (3, 6), "b": (6,), "c": (6, 5), "d": (5, 2)}
-PARAMS = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in SHAPES.items()}
-COMPLEX = {name: jnp.asarray(0.5 * complex_ones(*shape)) for name, shape in SHAPES.items()}
-RESIDUAL = jnp.asarray(RNG.normal(size=(7, 2)))
+PARAMS = {name: RNG.normal(size=shape) for name, shape in SHAPES.items()}
+COMPLEX = {name: 0.5 * complex_ones(*shape) for name, shape in SHAPES.items()}
+RESIDUAL = RNG.normal(size=(7, 2))
 
 
 def flat(tree):

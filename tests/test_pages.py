@@ -19,7 +19,7 @@ from lazyjax.models import from_linen, shallow_mlp
 from lazyjax.types import Dataset
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-X = jnp.asarray(np.linspace(-1, 1, 8)[:, None])
+X = np.linspace(-1, 1, 8)[:, None]
 DATA = Dataset(X, jnp.sin(4 * X))
 
 

@@ -316,6 +316,8 @@ def matrix(kernel: jax.Array) -> jax.Array:
             f"`kernel` must have shape (N1, N2, *out, *out), got {kernel.shape}. "
             'Use ntk(..., reduce="none").'
         )
+    if not out:
+        return kernel
     n1, n2 = kernel.shape[:2]
     size = math.prod(out)
     return kernel.reshape(n1, n2, size, size).transpose(0, 2, 1, 3).reshape(n1 * size, n2 * size)
