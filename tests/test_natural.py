@@ -208,7 +208,7 @@ def test_what_is_not_differentiated_does_not_move():
         ({"momentum": 0.9, "previous": {}}, ValueError, "`previous` must have the structure"),
         ({"residual": RESIDUAL[:, 0]}, ValueError, "`residual` must have the shape of f"),
         ({"residual": RESIDUAL.astype(int)}, TypeError, "`residual` must hold floats"),
-        ({"weights": jnp.ones(3)}, ValueError, "`weights` must have shape"),
+        ({"weights": np.ones(3)}, ValueError, "`weights` must have shape"),
         ({"complex": "real"}, ValueError, "`complex` must be None"),
     ],
 )  # fmt: skip # to be read as a table
