@@ -60,7 +60,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(autouse=True)
 def _room():
     yield
-    if next(_numbers) % 50 == 0:
+    if next(_numbers) % 100 == 0:
         jax.clear_caches()  # each program that is kept maps memory, and that has an end
 
 
